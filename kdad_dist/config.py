@@ -1,0 +1,308 @@
+"""The configuration of a run: what may stand in a YAML file, with its defaults and its limits.
+
+`load` turns a file or the name of a shipped recipe, plus `a.b=c` overrides, into a frozen
+`RunConfig`; `dump` writes the resolved one. Nothing here imports torch, so that the command line
+answers at once, on login nodes too.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from kdad_dist.config_errors import YamlSource, describe
+from kdad_dist.errors import ConfigError
+
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+# YAML 1.1 reads an unquoted `no` as false.
+Precision = Annotated[
+    Literal["no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)
+]
+
+
+@dataclass(frozen=True, config=CHECKED)
+class DataConfig:
+    shards: str
+    """Folder, or http address, that `kdad pack` wrote."""
+    category: str | list[str] = "all"
+    """One category, several, or "all": one model is trained on all of them together."""
+    normal_class: str | None = None
+    """For shards packed from a folder of classes: the class that counts as normal."""
+    image_size: Positive = 256
+    """Side of the square that the networks see, in pixels."""
+    val_fraction: Fraction = 0.2
+    """Share of the normal training images held out, chosen by a hash of their keys."""
+    access: Literal["indexed", "stream"] = "indexed"
+    cache: Literal["ram", "device", "none"] = "ram"
+    """Where decoded pixels live: a memory-mapped file that the processes of a node share, the
+    device of each process, or nowhere (decode again every epoch)."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class TeacherConfig:
+    backbone: str = "resnet18"
+    """Any timm model that gives feature maps, by its timm name."""
+    weights: str = "pretrained"
+    """"pretrained" (timm's hub), "random" (drawn from `seed`), or a .safetensors / .pth file."""
+    layers: Annotated[list[NonNegative], Field(min_length=1)] = field(
+        default_factory=lambda: [1, 2, 3]
+    )
+    """timm `out_indices`, shallow to deep; in a ResNet 1, 2, 3 are layer1, layer2, layer3."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class StfpmConfig:
+    name: Literal["stfpm"] = "stfpm"
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    normalize: bool = True
+    """Apply the teacher's mean and standard deviation to the images."""
+    combine: Literal["product", "sum", "sum_per_area"] = "product"
+    """How the layers' maps become one: their product (official), their sum, or their sum after
+    division by each layer's number of positions (notebook)."""
+    cache_teacher: bool = False
+    """Compute the teacher's features once, before training, and keep them in a file."""
+
+
+MethodConfig = StfpmConfig
+
+
+@dataclass(frozen=True, config=CHECKED)
+class OptimConfig:
+    name: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: PositiveFloat | None = None
+    blr: PositiveFloat | None = None
+    """Base learning rate: lr = blr * batch_size / 256. Exactly one of `lr` and `blr` is given."""
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: Fraction = 0.9
+    """Of SGD."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Of Adam and AdamW."""
+    schedule: Literal["constant", "cosine", "multistep", "exponential"] = "constant"
+    warmup_epochs: NonNegativeFloat = 0
+    min_lr: NonNegativeFloat = 0.0
+    """Where a cosine ends."""
+    milestones: list[Positive] = field(default_factory=list)
+    """Epochs at which `multistep` multiplies the learning rate by `gamma`."""
+    gamma: PositiveFloat = 0.1
+    """Factor at each milestone (multistep) or after each epoch (exponential)."""
+    clip: PositiveFloat | None = None
+    """Largest norm of the whole gradient."""
+
+    def __post_init__(self) -> None:
+        if (self.lr is None) == (self.blr is None):
+            raise ValueError("give exactly one of lr and blr")
+        if self.schedule == "multistep" and not self.milestones:
+            raise ValueError("schedule multistep needs milestones, a list of epochs")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class TrainConfig:
+    epochs: Positive | None = None
+    steps: Positive | None = None
+    """Length of the training in optimizer steps, instead of `epochs`."""
+    batch_size: Positive = 32
+    """Images per optimizer step, over all processes."""
+    micro_batch_size: Positive | None = None
+    """Images per process and forward pass; smaller than its share of a batch: gradients are
+    accumulated."""
+    precision: Precision = "no"
+    compile: bool = False
+    validate_every: Positive = 1
+    """Epochs between two measurements of the loss on the held-out normal images."""
+    log_every: Positive = 10
+    """Steps between two lines of metrics.jsonl."""
+    check_every: Positive = 8
+    """Steps that a bad loss or a request to stop may wait before the processes agree on it."""
+    max_time: PositiveFloat | None = None
+    """Minutes after which the run saves, stops, and asks to be started again (exit code 75)."""
+    init_from: str | None = None
+    """A safetensors export whose weights the student starts from."""
+    changed_config: Literal["refuse", "accept"] = "refuse"
+    """What to do where the run directory holds a run of another configuration."""
+
+    def __post_init__(self) -> None:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of epochs and steps")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class CheckpointConfig:
+    every_steps: Positive | None = None
+    every_minutes: PositiveFloat | None = 10
+    keep: Positive = 2
+    """How many of the newest to keep; the best on held-out normal images is kept beside them."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class ScoreConfig:
+    checkpoint: Literal["best", "last"] = "best"
+    """"best": lowest loss on held-out normal images."""
+    reduce: Literal["max", "topk", "quantile", "mean"] = "max"
+    """How an anomaly map becomes the image's score."""
+    topk: Positive = 100
+    """Pixels that `topk` averages."""
+    quantile: Annotated[float, Field(gt=0, le=1)] = 0.995
+    """Of the map's pixels, for `quantile`."""
+    smooth_sigma: NonNegativeFloat = 4
+    """Gaussian smoothing of the anomaly map, in pixels; 0: none."""
+    threshold_quantile: Annotated[float, Field(gt=0, le=1)] = 0.99
+    """Quantile of the held-out normal images' scores above which an image is called anomalous."""
+    batch_size: Positive = 16
+    """Images per unit of work. Scores depend on it in the last bits, never on the processes."""
+    precision: Precision = "no"
+    synthetic: bool = False
+    """Also measure held-out normal images against themselves with synthetic defects: the figure
+    to choose by, where something must be chosen."""
+    save_maps: Literal["none", "png", "npy"] = "none"
+
+
+@dataclass(frozen=True, config=CHECKED)
+class TrackConfig:
+    wandb: Literal["disabled", "offline", "online"] = "disabled"
+    project: str = "kdad"
+    group: str | None = None
+
+
+@dataclass(frozen=True, config=CHECKED)
+class RunConfig:
+    name: Annotated[str, Field(min_length=1, max_length=200)]
+    data: DataConfig
+    optim: OptimConfig
+    train: TrainConfig
+    output: str | None = None
+    """The run's directory; runs/<name> where not given."""
+    seed: NonNegative = 0
+    method: MethodConfig = field(default_factory=StfpmConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    score: ScoreConfig = field(default_factory=ScoreConfig)
+    track: TrackConfig = field(default_factory=TrackConfig)
+
+    @property
+    def directory(self) -> Path:
+        return Path(self.output) if self.output else Path("runs") / self.name
+
+
+FREE_TO_CHANGE = ("name", "output", "checkpoint", "score", "track")
+"""Sections that do not change what is trained."""
+FREE_TRAIN_KEYS = ("log_every", "check_every", "max_time", "changed_config")
+
+
+def recipes_directory() -> Path:
+    """Where the shipped YAML files are: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in recipes_directory().glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The YAML file at this path, or the shipped recipe of this name.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        raise ConfigError(f"there is no config file {name}", "check the path")
+    recipe = recipes_directory() / f"{name}.yaml"
+    if recipe.is_file():
+        return recipe
+    raise ConfigError(
+        f"{name!r} is neither a .yaml file nor a shipped recipe",
+        f"give a path that ends in .yaml, or one of: {', '.join(recipe_names())}",
+    )
+
+
+def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The checked configuration of a file or recipe, with `a.b=c` overrides applied.
+
+    Raises:
+        ConfigError: naming every wrong value with its dotted path, and its file and line.
+    """
+    path = find(str(config))
+    source = YamlSource.read(path)
+    for override in overrides:
+        source.override(override)
+    return check(source)
+
+
+def load_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run directory was made with; `output` is the directory itself.
+
+    Raises:
+        ConfigError: the directory holds no run.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        raise ConfigError(
+            f"{run} is not a run directory: it holds no config.yaml",
+            "give the directory that `kdad train` wrote, such as runs/NAME",
+        )
+    return load(path, [*overrides, f"output={json.dumps(str(run))}"])
+
+
+def check(source: YamlSource) -> RunConfig:
+    try:
+        return TypeAdapter(RunConfig).validate_python(source.values)
+    except ValidationError as error:
+        raise describe(error, source, RunConfig) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as nested dicts, lists and scalars."""
+    return json.loads(json.dumps(asdict(config)))
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def trained_with(config: RunConfig) -> dict[str, Any]:
+    """The dotted keys that decide which weights come out, and their values."""
+    values = plain(config)
+    for section in FREE_TO_CHANGE:
+        values.pop(section)
+    for key in FREE_TRAIN_KEYS:
+        values["train"].pop(key)
+    return dict(flatten(values))
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Dotted keys that differ and would change what is trained, with both values."""
+    before, after = trained_with(old), trained_with(new)
+    return [
+        f"{key}: {before.get(key)!r} in the run, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def digest(config: RunConfig) -> str:
+    """Short hash of everything that decides the weights."""
+    text = json.dumps(trained_with(config), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

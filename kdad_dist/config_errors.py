@@ -1,0 +1,128 @@
+"""Reads YAML so that a wrong value can be named by its dotted path, file and line."""
+
+import difflib
+import types
+import typing
+from dataclasses import dataclass, is_dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from kdad_dist.errors import ConfigError
+
+Location = tuple[str | int, ...]
+
+
+@dataclass
+class YamlSource:
+    """The values of a YAML file, and where each of them stands."""
+
+    path: Path
+    values: dict[str, Any]
+    places: dict[Location, str]
+
+    @classmethod
+    def read(cls, path: Path) -> "YamlSource":
+        try:
+            text = path.read_text(encoding="utf-8")
+            node = yaml.compose(text, Loader=yaml.SafeLoader)
+            values = yaml.safe_load(text)
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(
+                f"{path} cannot be read as YAML: {error}", "correct the file"
+            ) from None
+        if not isinstance(values, dict):
+            raise ConfigError(
+                f"{path} holds {type(values).__name__}, not a mapping of keys to values",
+                "start from a shipped recipe",
+            )
+        source = cls(path, values, {})
+        source._note_places(node, ())
+        return source
+
+    def _note_places(self, node: yaml.Node | None, location: Location) -> None:
+        if not isinstance(node, yaml.MappingNode):
+            return
+        for key_node, value_node in node.value:
+            here = (*location, key_node.value)
+            line = f"{self.path}:{key_node.start_mark.line + 1}"
+            if here in self.places:
+                raise ConfigError(
+                    f"{dotted(here)} stands twice: {self.places[here]} and {line}",
+                    "remove one of them",
+                )
+            self.places[here] = line
+            self._note_places(value_node, here)
+
+    def override(self, text: str) -> None:
+        """Applies one `a.b=c`; the value is read as YAML."""
+        key, equals, value = text.partition("=")
+        if not equals or not all(key.split(".")):
+            raise ConfigError(f"{text!r} is not an override", "write key.subkey=value")
+        target: Any = self.values
+        *parents, last = key.split(".")
+        for parent in parents:
+            if not isinstance(target.get(parent), dict):
+                target[parent] = {}
+            target = target[parent]
+        try:
+            target[last] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"the value of {text!r} is not YAML: {error}", "quote it") from None
+        self.places[tuple(key.split("."))] = "command line"
+
+    def place(self, location: Location) -> str:
+        """Where the value, or the nearest section around it, stands."""
+        while location and location not in self.places:
+            location = location[:-1]
+        return self.places.get(location, str(self.path))
+
+
+def dotted(location: Location) -> str:
+    return ".".join(str(part) for part in location)
+
+
+def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigError:
+    """One error that names every problem which pydantic found."""
+    problems = []
+    for item in error.errors():
+        location = tuple(part for part in item["loc"] if part != "")
+        problems.append(f"  {source.place(location)}: {_sentence(location, item, root)}")
+    unique = list(dict.fromkeys(problems))
+    count = "1 problem" if len(unique) == 1 else f"{len(unique)} problems"
+    return ConfigError(
+        "\n".join([f"{count} in the configuration:", *unique]),
+        "correct the values; docs/config.md lists every key",
+    )
+
+
+def _sentence(location: Location, item: Any, root: type) -> str:
+    name = dotted(location) or "the configuration"
+    if item["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
+        known = _keys_at(root, location[:-1])
+        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
+        return f"{name} is not a known key; {hint}"
+    if item["type"] in {"missing", "missing_argument"}:
+        return f"{name} is missing"
+    if item["type"] == "value_error":
+        return f"{name}: {item['ctx']['error']}"
+    return f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}, found {item['input']!r}"
+
+
+def _keys_at(root: type, location: Location) -> list[str]:
+    """The names of the fields of the dataclass at `location` below `root`."""
+    kind: Any = root
+    for part in location:
+        hints = typing.get_type_hints(kind)
+        if part not in hints:
+            return []
+        options = [hints[part]]
+        if typing.get_origin(options[0]) in {typing.Union, types.UnionType}:
+            options = list(typing.get_args(options[0]))
+        kind = next((option for option in options if is_dataclass(option)), None)
+        if kind is None:
+            return []
+    return list(kind.__dataclass_fields__)

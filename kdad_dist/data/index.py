@@ -1,0 +1,247 @@
+"""The index of a shard folder: which samples it holds, where their bytes are, what they hash to.
+
+`index.json` describes the folder; `samples.jsonl` beside it has one line for each sample. Both
+are written by `data.writer` and normatively described in `shards/README.md`. No torch here.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+from kdad_dist.errors import ConfigError, DataError
+
+VERSION = 1
+INDEX_FILE = "index.json"
+SAMPLES_FILE = "samples.jsonl"
+HTTP_TIMEOUT = 30  # seconds without an answer
+
+
+class Split(StrEnum):
+    TRAIN = "train"
+    VAL = "val"
+    """Never on disk: carved out of the normal training samples when they are selected."""
+    TEST = "test"
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One file inside a tar: its extension, and where its bytes lie in the shard."""
+
+    ext: str
+    offset: int
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image with what is known of it. `gt_label` is 0 normal, 1 anomalous."""
+
+    key: str
+    split: Split
+    category: str
+    class_name: str | None
+    defect_type: str | None
+    gt_label: int | None
+    """None only for a folder of classes, until a normal class is chosen."""
+    shard: str
+    image: Member
+    mask: Member | None
+
+
+@dataclass(frozen=True)
+class Shard:
+    file: str
+    sha256: str
+    bytes: int
+    samples: int
+    split: Split
+
+
+@dataclass(frozen=True)
+class Index:
+    root: str
+    """Folder or http address."""
+    layout: str
+    image_size: int | None
+    """Side, or shorter side, that images were resized to; None: original bytes."""
+    resize: str
+    categories: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    samples: tuple[Sample, ...]
+    fingerprint: str
+    """Hash of the content: of both index files, which hold the hash of every member."""
+
+    @classmethod
+    def read(cls, root: str) -> "Index":
+        """The index below a folder or an http address, checked against its own hashes.
+
+        Raises:
+            DataError: it is missing, damaged, or of another version.
+        """
+        described = parse_index(fetch(root, INDEX_FILE), root)
+        lines = fetch(root, SAMPLES_FILE)
+        if hashlib.sha256(lines).hexdigest() != described["samples_sha256"]:
+            raise DataError(
+                f"{join(root, SAMPLES_FILE)} does not match the hash in {INDEX_FILE}",
+                "pack the data set again into a new folder",
+            )
+        return cls(
+            root=root,
+            layout=described["layout"],
+            image_size=described["image_size"],
+            resize=described["resize"],
+            categories=tuple(described["categories"]),
+            shards=tuple(
+                Shard(**{**shard, "split": Split(shard["split"])}) for shard in described["shards"]
+            ),
+            samples=tuple(parse_sample(json.loads(line)) for line in lines.splitlines()),
+            fingerprint=described["fingerprint"],
+        )
+
+    def select(
+        self,
+        split: Split,
+        category: str | Sequence[str] = "all",
+        normal_class: str | None = None,
+        val_fraction: float = 0.2,
+    ) -> list[Sample]:
+        """The samples of a split in index order, every one with its `gt_label`.
+
+        TRAIN and VAL hold normal samples only. Whether a sample is held out depends on its key
+        alone, so that neither the order of the index nor another sample can move it.
+
+        Raises:
+            ConfigError: a category or the normal class is unknown, missing or not wanted.
+        """
+        wanted = self._categories(category)
+        samples = [sample for sample in self.samples if sample.category in wanted]
+        samples = self._label(samples, normal_class)
+        if split is Split.TEST:
+            return [sample for sample in samples if sample.split is Split.TEST]
+        normal = [s for s in samples if s.split is Split.TRAIN and s.gt_label == 0]
+        held_out = held_out_keys((sample.key for sample in normal), val_fraction)
+        in_val = split is Split.VAL
+        chosen = [sample for sample in normal if (sample.key in held_out) is in_val]
+        return [replace(sample, split=split) for sample in chosen]
+
+    def _categories(self, category: str | Sequence[str]) -> set[str]:
+        if category == "all":
+            return set(self.categories)
+        wanted = {category} if isinstance(category, str) else set(category)
+        unknown = sorted(wanted - set(self.categories))
+        if unknown or not wanted:
+            raise ConfigError(
+                f"data.category names {unknown or 'nothing'}, which {self.root} does not hold",
+                f"choose from: {', '.join(self.categories)}",
+            )
+        return wanted
+
+    def _label(self, samples: list[Sample], normal_class: str | None) -> list[Sample]:
+        classes = sorted({sample.class_name for sample in samples if sample.class_name})
+        if not classes:
+            if normal_class is not None:
+                raise ConfigError(
+                    f"data.normal_class is {normal_class!r}, but {self.root} has the layout "
+                    f"{self.layout!r}, whose samples carry no classes",
+                    "remove data.normal_class",
+                )
+            return samples
+        if normal_class not in classes:
+            found = "missing" if normal_class is None else f"{normal_class!r}, which is unknown"
+            raise ConfigError(
+                f"data.normal_class is {found}: {self.root} holds classes, of which one is normal",
+                f"choose from: {', '.join(classes)}",
+            )
+        return [
+            replace(sample, gt_label=0, defect_type=None)
+            if sample.class_name == normal_class
+            else replace(sample, gt_label=1, defect_type=sample.class_name)
+            for sample in samples
+        ]
+
+
+def held_out_keys(keys: Iterable[str], fraction: float) -> set[str]:
+    """The keys whose hash falls into the first `fraction` of all hashes.
+
+    Of two samples or more, at least one is held out and at least one is not (where fraction > 0).
+    """
+    if fraction == 0:
+        return set()
+    position = {key: int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64 for key in keys}
+    held_out = {key for key, at in position.items() if at < fraction}
+    if len(position) >= 2 and not held_out:
+        held_out = {min(position, key=position.__getitem__)}
+    if len(position) >= 2 and len(held_out) == len(position):
+        held_out.discard(max(position, key=position.__getitem__))
+    return held_out if len(position) >= 2 else set()
+
+
+def parse_index(text: bytes, root: str) -> dict[str, Any]:
+    where = join(root, INDEX_FILE)
+    try:
+        described = json.loads(text)
+        version = described["version"]
+    except (ValueError, TypeError, KeyError):
+        raise DataError(f"{where} is not a shard index", "pack the data set again") from None
+    if version != VERSION:
+        raise DataError(
+            f"{where} has version {version}; this program reads version {VERSION}",
+            "pack the data set again, or use the version of kdad_dist that wrote it",
+        )
+    if described.get("fingerprint") != fingerprint(described):
+        raise DataError(f"{where} does not match its own fingerprint", "pack the data set again")
+    return described
+
+
+def fingerprint(described: dict[str, Any]) -> str:
+    """Hash of everything in the index but the fingerprint itself."""
+    content = {key: value for key, value in described.items() if key != "fingerprint"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def parse_sample(row: dict[str, Any]) -> Sample:
+    mask = row["mask"]
+    return Sample(
+        **{
+            **row,
+            "split": Split(row["split"]),
+            "image": Member(**row["image"]),
+            "mask": Member(**mask) if mask else None,
+        }
+    )
+
+
+def sample_line(sample: Sample) -> str:
+    """A sample as a line of samples.jsonl, the same bytes for the same sample."""
+    return json.dumps(asdict(sample), sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def is_remote(root: str) -> bool:
+    return urlsplit(root).scheme in {"http", "https"}
+
+
+def join(root: str, name: str) -> str:
+    return f"{root.rstrip('/')}/{name}"
+
+
+def fetch(root: str, name: str) -> bytes:
+    """The bytes of a small file of the shard folder, local or over http, without a shell."""
+    where = join(root, name)
+    try:
+        if is_remote(root):
+            with urlopen(where, timeout=HTTP_TIMEOUT) as answer:  # noqa: S310 - scheme checked
+                return answer.read()
+        with open(where, "rb") as file:
+            return file.read()
+    except (OSError, URLError) as error:
+        raise DataError(
+            f"{where} cannot be read: {error}",
+            "give the folder that `kdad pack` wrote, or its http address",
+        ) from None

@@ -1,0 +1,88 @@
+"""Who reads what: pure arithmetic, without torch, files or processes.
+
+The order of an epoch depends on (seed, epoch) alone. A global batch is a run of that order; each
+process takes every world-th row of it. Hence a step holds the same images on 1 or 64 processes,
+every image comes exactly once per epoch, and to resume one needs to know nothing but the step.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.int64]
+_MASK = (1 << 64) - 1
+
+
+def mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """SplitMix64's finalizer (Steele et al. 2014): a bijection whose outputs look random."""
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
+
+
+def order(count: int, seed: int, epoch: int) -> Rows:
+    """A permutation of range(count) drawn from (seed, epoch).
+
+    Sorts hashes rather than calling a library's generator, whose stream may change between
+    versions: a run must be resumable after an upgrade.
+    """
+    start = mix(np.array([(seed * 0x9E3779B97F4A7C15 + epoch + 1) & _MASK], dtype=np.uint64))
+    counter = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return np.argsort(mix(start + counter), kind="stable").astype(np.int64)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """What one process contributes to one forward pass of all processes."""
+
+    rows: Rows
+    """Positions in the list of samples; may be empty."""
+    step_images: int
+    """Images of the whole step over all processes, by which the loss is divided."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The reading plan of one process."""
+
+    count: int
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    micro_batch_size: int | None = None
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    @property
+    def accumulation(self) -> int:
+        """Forward passes per step: how often a full batch exceeds what the processes can hold."""
+        if self.micro_batch_size is None:
+            return 1
+        return -(-self.batch_size // (self.micro_batch_size * self.world))
+
+    def samples_seen(self, step: int) -> int:
+        """Images of all processes in the first `step` steps."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return epoch * self.count + min(within * self.batch_size, self.count)
+
+    def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of this process in steps `start` to `stop` - 1, step by step."""
+        epoch_of_order, rows = -1, np.empty(0, np.int64)
+        for step in range(start, stop):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            if epoch != epoch_of_order:
+                epoch_of_order, rows = epoch, order(self.count, self.seed, epoch)
+            yield self.cut(rows[within * self.batch_size : (within + 1) * self.batch_size])
+
+    def cut(self, batch: Rows) -> list[MicroBatch]:
+        """This process's share of a global batch, in equal numbers of passes on every process."""
+        passes = min(self.accumulation, len(batch))
+        return [
+            MicroBatch(part[self.rank :: self.world], len(batch))
+            for part in np.array_split(batch, passes)
+        ]

@@ -1,0 +1,42 @@
+"""What a method is: a student that learns what normal looks like, and how to read its mistakes."""
+
+from abc import ABC, abstractmethod
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdad_dist.types import Batch, Features, Losses, Prediction
+
+
+class Method(nn.Module, ABC):
+    """A trainable student beside a frozen teacher.
+
+    A method never sees optimizer, accelerator, rank or step. It always calls `self.student(...)`,
+    which the trainer may have wrapped (DDP) or compiled.
+    """
+
+    student: nn.Module
+    """The only part that is wrapped, optimised and saved."""
+    teacher: nn.Module | None = None
+    """Frozen, in eval mode, never wrapped, never saved."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Losses:
+        """The losses of each image; `"loss"` is the one that is minimised."""
+
+    @abstractmethod
+    def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
+        """Anomaly maps and scores of RGB images in [0, 1]."""
+
+    def targets(self, image: Float[Tensor, "b 3 h w"]) -> Features:
+        """What the teacher says of the images; the trainer may cache it as `Batch.targets`."""
+        raise NotImplementedError(
+            f"{type(self).__name__} has no teacher whose output can be cached"
+        )
+
+    def train(self, mode: bool = True) -> "Method":
+        """Switches the student; the teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self

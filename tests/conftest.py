@@ -1,0 +1,33 @@
+"""Fixtures that several tests share."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real images and weights, where they lie beside the checkout (or where KDAD_SHARED says)."""
+    folder = Path(os.environ.get("KDAD_SHARED", REPOSITORY.parent / "shared")) / "data"
+    if not folder.is_dir():
+        pytest.skip(f"real data is not at {folder}; set KDAD_SHARED to the folder that holds data/")
+    return folder
+
+
+@pytest.fixture
+def as_unprivileged() -> Iterator[None]:
+    """Runs the test without root's permission to read and write everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setegid(65534)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+        os.setegid(0)

@@ -1,0 +1,40 @@
+"""Makers of small images and data sets for tests."""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+
+def texture(seed: int, height: int = 40, width: int = 48) -> NDArray[np.uint8]:
+    """A random RGB image."""
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+def save_image(path: Path, image: NDArray[np.uint8]) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path)
+    return path
+
+
+def square_mask(height: int = 40, width: int = 48, side: int = 10) -> NDArray[np.uint8]:
+    """255 in a square at the top left, 0 elsewhere."""
+    mask = np.zeros((height, width), dtype=np.uint8)
+    mask[4 : 4 + side, 4 : 4 + side] = 255
+    return mask
+
+
+def make_mvtec(
+    root: Path, category: str = "tile", train: int = 6, good: int = 3, scratch: int = 4
+) -> Path:
+    """A category folder in the layout of MVTec AD, with one defect type and masks."""
+    folder = root / category
+    for i in range(train):
+        save_image(folder / f"train/good/{i:03}.png", texture(i))
+    for i in range(good):
+        save_image(folder / f"test/good/{i:03}.png", texture(100 + i))
+    for i in range(scratch):
+        save_image(folder / f"test/scratch/{i:03}.png", texture(200 + i))
+        save_image(folder / f"ground_truth/scratch/{i:03}_mask.png", square_mask())
+    return folder
