@@ -1,0 +1,47 @@
+"""Files that are never seen half-written, and a lock that dies with its process."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kdad_dist.errors import UsageError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Replaces a file in one step: written beside it, flushed, renamed."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def exclusive(directory: Path) -> Iterator[None]:
+    """Holds a directory for this process alone; the system lets go of it when the process ends.
+
+    Raises:
+        UsageError: another process holds it.
+    """
+    with open(directory / ".lock", "a+", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise UsageError(
+                f"{directory} is in use by another process ({file.read().strip() or 'unknown'})",
+                "wait for it, stop it, or give this run another `output`",
+            ) from None
+        file.truncate(0)
+        file.write(f"pid {os.getpid()} on {os.uname().nodename}")
+        file.flush()
+        yield

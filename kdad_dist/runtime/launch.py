@@ -1,0 +1,118 @@
+"""Did the launcher start what it was asked to start?
+
+Several plausible settings of `accelerate launch` start one process instead of N, or N that never
+talk to each other, and exit with 0 (docs/cluster.md lists them). So the request is read from the
+environment and, on Linux, from the launcher's own command line, and compared with what came up.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+from kdad_dist.errors import UsageError
+
+ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """How many processes were asked for, and by whom."""
+
+    world: int
+    source: str
+
+
+def requests(environment: Mapping[str, str], parent: Sequence[str]) -> list[Request]:
+    """Every trace of a number of processes that the launcher left."""
+    found = [
+        Request(int(environment[name]), f"the environment variable {name}")
+        for name in ("KDAD_WORLD_SIZE", "WORLD_SIZE")
+        if environment.get(name, "").isdigit()
+    ]
+    return found + _of_accelerate(launcher_arguments(parent))
+
+
+def launcher_arguments(command: Sequence[str]) -> list[str]:
+    """The arguments of `accelerate launch` itself, without those of the program it starts."""
+    words = list(command)
+    start = next(
+        (
+            i + 1
+            for i, word in enumerate(words)
+            if word.endswith(("accelerate.commands.launch", "accelerate-launch"))
+            or (word == "launch" and i > 0 and Path(words[i - 1]).name == "accelerate")
+            or word.endswith(("accelerate/commands/launch.py",))
+        ),
+        len(words),
+    )
+    rest = words[start:]
+    program = next(
+        (
+            i
+            for i, word in enumerate(rest)
+            if word in {"-m", "--module", "kdad_dist"} or Path(word).name in {"kdad", "kdad_dist"}
+        ),
+        len(rest),
+    )
+    return rest[:program]
+
+
+def _of_accelerate(arguments: Sequence[str]) -> list[Request]:
+    """What the options, or else the config file, of `accelerate launch` ask for."""
+    number = _option(arguments, "--num_processes", "--num-processes", "-n")
+    if number is not None and number.isdigit():
+        return [Request(int(number), "accelerate launch --num_processes")]
+    file = _option(arguments, "--config_file", "--config-file")
+    if file is None or not Path(file).is_file():
+        return []
+    settings = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    if isinstance(settings, dict) and isinstance(settings.get("num_processes"), int):
+        return [Request(settings["num_processes"], f"num_processes in {file}")]
+    return []
+
+
+def _option(arguments: Sequence[str], *names: str) -> str | None:
+    for i, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        if name in names:
+            return value if equals else next(iter(arguments[i + 1 :]), None)
+    return None
+
+
+def parent_command() -> list[str]:
+    """The command line of the parent process; empty where the system does not tell."""
+    try:
+        text = Path(f"/proc/{os.getppid()}/cmdline").read_bytes()
+    except OSError:
+        return []
+    return [word.decode(errors="replace") for word in text.split(b"\0") if word]
+
+
+def check(world: int, wrapper: str) -> None:
+    """Refuses a launch that differs from its request.
+
+    Args:
+        world: processes that really talk to each other.
+        wrapper: accelerate's name of the mode that is in force, such as `MULTI_CPU`.
+
+    Raises:
+        UsageError: fewer or more processes came up than were asked for, or another engine.
+    """
+    for request in requests(os.environ, parent_command()):
+        if request.world != world:
+            raise UsageError(
+                f"{request.source} asks for {request.world} processes, but {world} came up "
+                f"(mode {wrapper}): the launcher's settings do not do what they say",
+                "launch with launch/train.sh or --config_file launch/accelerate/cpu.yaml (GPU: "
+                "multi_gpu.yaml) and --num_processes N; see docs/cluster.md",
+            )
+    for variable, engine in ENGINES.items():
+        if os.environ.get(variable, "").lower() in {"true", "1"}:
+            raise UsageError(
+                f"the launcher asks for {engine} ({variable}); this version trains under DDP "
+                f"(mode in force: {wrapper})",
+                "use launch/accelerate/cpu.yaml or launch/accelerate/multi_gpu.yaml",
+            )

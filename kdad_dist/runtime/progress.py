@@ -1,0 +1,91 @@
+"""What a person sees while something runs: a bar on a terminal, plain lines in a log."""
+
+import logging
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as Bar
+
+log = logging.getLogger(__name__)
+CONSOLE = Console(stderr=True)
+SECONDS_BETWEEN_LINES = 15
+
+
+def log_to_stderr() -> None:
+    """Sends the package's messages to stderr, in colour on a terminal."""
+    terminal = CONSOLE.is_terminal
+    handler: logging.Handler = (
+        RichHandler(console=CONSOLE, show_path=False, show_time=False, show_level=False)
+        if terminal
+        else logging.StreamHandler(sys.stderr)
+    )
+    if not terminal:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    logger = logging.getLogger("kdad_dist")
+    logger.handlers = [handler]
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+class Progress:
+    """Counts work of a known length and says how fast it goes and when it will be done."""
+
+    def __init__(self, bar: Bar | None, title: str, total: int, unit: str, done: int) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self._first, self._started, self._said = done, time.monotonic(), time.monotonic()
+        self._bar = bar
+        self._task = bar.add_task(title, total=total, completed=done, note="") if bar else None
+
+    def seconds_left(self) -> float | None:
+        """From the pace since this start, so that it is right after a resume."""
+        progressed = self.done - self._first
+        elapsed = time.monotonic() - self._started
+        return (self.total - self.done) * elapsed / progressed if progressed else None
+
+    def advance(self, count: int = 1, note: str = "") -> None:
+        self.done += count
+        left = self.seconds_left()
+        eta = f"{duration(left)} left" if left is not None else ""
+        text = "  ".join(part for part in (note, eta) if part)
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=self.done, note=text)
+        elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            log.info("%s: %d/%d %s  %s", self.title, self.done, self.total, self.unit, text)
+
+
+@contextmanager
+def progress(
+    title: str, total: int, unit: str = "", done: int = 0, visible: bool = True
+) -> Iterator[Progress]:
+    """A progress display for the main process of a launch; others count in silence."""
+    if not (visible and CONSOLE.is_terminal):
+        shown = Progress(None, title, total, unit, done)
+        if not visible:
+            shown._said = float("inf")
+        yield shown
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn(unit),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Bar(*columns, console=CONSOLE) as bar:
+        yield Progress(bar, title, total, unit, done)
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

@@ -1,0 +1,101 @@
+"""One process among the processes of a launch: its device, its rank, its way of talking."""
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import Tensor
+
+from kdad_dist.errors import ConfigError
+from kdad_dist.runtime import launch
+
+log = logging.getLogger(__name__)
+TIMEOUT = timedelta(minutes=30)
+"""How long a collective waits for a process that does not come, a slow cache filling included."""
+
+
+@dataclass(frozen=True)
+class Session:
+    accelerator: Accelerator
+    rank: int
+    world: int
+    local_world: int
+    """Processes on this node."""
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum over all processes, on each of them."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def barrier(self) -> None:
+        self.accelerator.wait_for_everyone()
+
+
+@contextmanager
+def start(precision: str = "no", wandb: bool = False) -> Iterator[Session]:
+    """Joins the processes of the launch, and leaves them in order at the end.
+
+    Raises:
+        UsageError: the launcher started something else than it was asked for.
+        ConfigError: the precision does not exist on this device.
+    """
+    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    if on_cpu and precision == "fp16":
+        raise ConfigError(
+            "precision is fp16, which needs a GPU, and this process runs on the CPU",
+            "use bf16 or no",
+        )
+    # DDP broadcasts no buffers: BatchNorm statistics are global already. It searches for unused
+    # parameters because it then never regroups its buckets after the first step, which would sum
+    # in another order after a resume (measured on three and more processes).
+    wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision=precision,
+        kwargs_handlers=[wrapping, InitProcessGroupKwargs(timeout=TIMEOUT)],
+        log_with="wandb" if wandb else None,
+    )
+    session = Session(
+        accelerator,
+        accelerator.process_index,
+        accelerator.num_processes,
+        int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        accelerator.device,
+    )
+    if not session.is_main:
+        logging.getLogger("kdad_dist").setLevel(logging.ERROR)
+    mode = accelerator.distributed_type.value
+    launch.check(session.world, mode)
+    log.info(
+        "%d process%s, mode %s, device %s, precision %s",
+        session.world,
+        "" if session.world == 1 else "es",
+        mode,
+        session.device,
+        precision,
+    )
+    yield session
+    # Not in a `finally`: after an error the other processes may never come to a barrier.
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def free_cores(session: Session) -> int:
+    """The CPU cores of the node that fall to this process."""
+    return max(1, len(os.sched_getaffinity(0)) // session.local_world)
