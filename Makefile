@@ -1,0 +1,44 @@
+# Everything happens in .venv beside this file. Targets say what they do and may be repeated.
+#
+#   make test PYTEST_FLAGS="-k plan"     a part of the tests
+#   make test PYTHON=python3.12          with another Python
+
+export PYTHON ?= python3
+PYTEST_FLAGS ?=
+# One thread per process: tests and the demo start several processes on few cores.
+export OMP_NUM_THREADS ?= 1
+SCRIPTS = launch/*.sh slurm/*.sbatch slurm/*.example .ci/install .ci/run
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format typecheck clean
+
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
+
+demo:  ## install, then generate a small data set, train on it, score and report
+	@.ci/install base
+	@echo "== running kdad demo"
+	@.venv/bin/python -m kdad_dist demo
+
+test:  ## install with the dev extra, then run the tests
+	@.ci/install dev
+	@echo "== running the tests"
+	@.venv/bin/python -m pytest $(PYTEST_FLAGS)
+
+lint:  ## ruff check, formatting, shellcheck
+	@.ci/install dev
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	shellcheck $(SCRIPTS)
+
+format:  ## rewrite the code as ruff formats it
+	@.ci/install dev
+	.venv/bin/python -m ruff check --fix .
+	.venv/bin/python -m ruff format .
+
+typecheck:  ## pyright on the package
+	@.ci/install dev
+	.venv/bin/python -m pyright
+
+clean:  ## remove .venv
+	rm -rf .venv
