@@ -1,0 +1,296 @@
+"""Batches in the order of a plan: decoded once, read ahead of use, converted on the device."""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from functools import partial
+from typing import NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64, UInt8
+from numpy.typing import NDArray
+from torch import Tensor
+
+from kdad_dist.data.cache import cache_root, filled_array
+from kdad_dist.data.index import Index, Sample
+from kdad_dist.data.plan import MicroBatch, Plan, Rows
+from kdad_dist.data.reader import FIT_VERSION, ShardReader
+from kdad_dist.errors import ConfigError
+from kdad_dist.types import Batch, Features
+
+T = TypeVar("T")
+AHEAD = 2
+"""Steps that are read before they are asked for: one in work, one ready."""
+
+QUEUED = 1024
+"""Images handed to the decoding threads at a time, so that memory stays bounded."""
+
+
+class Micro(NamedTuple):
+    """What one process contributes to one forward pass of all processes."""
+
+    batch: Batch
+    step_images: int
+    """Images of the whole step over all processes."""
+
+
+class Pixels(Protocol):
+    """Decoded images by their position in the list of samples."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, rows: Rows) -> UInt8[Tensor, "b 3 s s"]:
+        """Images in channels_last memory, on the host or already on the device."""
+        ...
+
+
+class Targets(Protocol):
+    """Cached output of a teacher by position in the list of samples."""
+
+    def read(self, rows: Rows) -> Features: ...
+
+
+def cpu_count() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+class Decoder:
+    """Decodes samples in as many threads as there are cores (Pillow lets go of the GIL)."""
+
+    def __init__(self, samples: Sequence[Sample], root: str, image_size: int) -> None:
+        self.samples = samples
+        self.shape = (image_size, image_size, 3)
+        self._reader = ShardReader(root, image_size)
+        self._threads = ThreadPoolExecutor(cpu_count(), thread_name_prefix="kdad-decode")
+
+    def fill(self, images: NDArray[np.uint8]) -> None:
+        """Writes the images of all samples."""
+        for start in range(0, len(images), QUEUED):
+            part = images[start : start + QUEUED]
+            self.into(part, range(start, start + len(part)))
+
+    def into(self, images: NDArray[np.uint8], rows: Iterable[int]) -> None:
+        """Writes the images of `rows` into `images`, in their order."""
+
+        def decode(place: int, row: int) -> None:
+            images[place] = self._reader.image(self.samples[row])
+
+        work = [self._threads.submit(decode, place, row) for place, row in enumerate(rows)]
+        try:
+            for done in work:
+                done.result()
+        finally:  # after an error nobody may write into `images` any more
+            for left in work:
+                left.cancel()
+            _wait(work)
+
+
+def _wait(work: list[Future[None]]) -> None:
+    for future in work:
+        if not future.cancelled():
+            future.exception()
+
+
+class DecodedPixels:
+    """Decodes every image whenever it is read."""
+
+    def __init__(self, decoder: Decoder, pin: bool) -> None:
+        self._decoder = decoder
+        self._pin = pin
+
+    def __len__(self) -> int:
+        return len(self._decoder.samples)
+
+    def read(self, rows: Rows) -> UInt8[Tensor, "b 3 s s"]:
+        images = torch.empty(
+            (len(rows), *self._decoder.shape), dtype=torch.uint8, pin_memory=self._pin
+        )
+        self._decoder.into(images.numpy(), rows)
+        return images.permute(0, 3, 1, 2)
+
+
+class CachedPixels:
+    """Pixels in a memory-mapped file that all processes of a node share."""
+
+    def __init__(self, images: NDArray[np.uint8], pin: bool) -> None:
+        self._images = images
+        self._pin = pin
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, rows: Rows) -> UInt8[Tensor, "b 3 s s"]:
+        return take(self._images, rows, self._pin).permute(0, 3, 1, 2)
+
+
+class DevicePixels:
+    """Pixels that live on the device, all of them."""
+
+    def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
+        try:
+            self._images = torch.tensor(images, device=device)
+        except torch.OutOfMemoryError:
+            raise ConfigError(
+                f"data.cache=device needs {images.nbytes / 2**20:.0f} MiB, more than {device} has",
+                "set data.cache=ram",
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def read(self, rows: Rows) -> UInt8[Tensor, "b 3 s s"]:
+        chosen = torch.from_numpy(rows).to(self._images.device)
+        return self._images.index_select(0, chosen).permute(0, 3, 1, 2)
+
+
+def take(array: NDArray, rows: Rows, pin: bool) -> Tensor:
+    """Rows of an array as a tensor of their own, in page-locked memory where `pin`."""
+    dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    taken = torch.empty((len(rows), *array.shape[1:]), dtype=dtype, pin_memory=pin)
+    # mode="clip" writes straight into `out`; the plan's rows are in range.
+    np.take(array, rows, axis=0, out=taken.numpy(), mode="clip")
+    return taken
+
+
+def open_pixels(
+    samples: Sequence[Sample], index: Index, image_size: int, cache: str, device: torch.device
+) -> Pixels:
+    """The samples' pixels, decoded once ("ram", "device") or whenever they are read ("none").
+
+    With "ram" and "device" they are decoded by one process per node into a file below
+    `cache_root()`, and found there by later runs; "device" then copies them to each device.
+
+    Raises:
+        DataError: a sample is damaged, or the cache has no room.
+        ConfigError: `image_size` exceeds the packed size, or the device has no room.
+    """
+    decoder = Decoder(samples, index.root, image_size)
+    pin = device.type == "cuda"
+    if cache == "none":
+        return DecodedPixels(decoder, pin)
+    images = filled_array(
+        cache_root() / "pixels" / pixel_key(samples, index, image_size),
+        (len(samples), *decoder.shape),
+        np.uint8,
+        decoder.fill,
+        f"the pixels of {len(samples)} images of {index.root}",
+    )
+    return DevicePixels(images, device) if cache == "device" else CachedPixels(images, pin)
+
+
+def pixel_key(samples: Sequence[Sample], index: Index, image_size: int) -> str:
+    """Name of a pixel cache: a hash of all that decides what it holds."""
+    parts = [index.fingerprint, str(image_size), str(FIT_VERSION), *(s.key for s in samples)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def to_float(image: UInt8[Tensor, "b 3 s s"], device: torch.device) -> Float[Tensor, "b 3 s s"]:
+    """Images in [0, 1] on the device; a quarter of the bytes travel if converted only there."""
+    image = image.to(device, non_blocking=True)
+    return image.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def in_advance(
+    work: Iterable[Callable[[], T]], depth: int, device: torch.device | None = None
+) -> Generator[T, None, None]:
+    """The results of the calls, in order, made by one background thread up to `depth` in advance.
+
+    An error in a call is raised where its result is due. When the consumer stops, early or not,
+    calls that have not begun are dropped and the thread ends.
+    """
+
+    def prepare() -> None:
+        # The current CUDA device belongs to a thread; page-locked memory is made for it.
+        if device is not None and device.type == "cuda":
+            torch.cuda.set_device(device)
+
+    thread = ThreadPoolExecutor(1, thread_name_prefix="kdad-read", initializer=prepare)
+    pending: deque[Future[T]] = deque()
+    try:
+        for call in work:
+            pending.append(thread.submit(call))
+            if len(pending) > depth:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)
+
+
+class IndexedLoader:
+    """The batches of one process, by a plan, from pixels at random access."""
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        plan: Plan,
+        device: torch.device,
+        targets: Targets | None = None,
+    ) -> None:
+        assert len(pixels) == plan.count, (len(pixels), plan.count)
+        self._pixels = pixels
+        self._plan = plan
+        self._device = numbered(device)
+        self._targets = targets
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._plan.steps_per_epoch
+
+    def samples_seen(self, step: int) -> int:
+        """Images of all processes in the first `step` steps."""
+        return self._plan.samples_seen(step)
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Micro]]:
+        """The passes of each step from `start` to `stop` - 1; later steps are read meanwhile."""
+        calls = (partial(self._read, parts) for parts in self._plan.steps(start, stop))
+        with closing(in_advance(calls, AHEAD, self._device)) as steps:
+            for parts in steps:
+                yield [part.deliver(self._device) for part in parts]
+
+    def _read(self, parts: list[MicroBatch]) -> list["HostMicro"]:
+        pin = self._device.type == "cuda"
+        return [
+            HostMicro(
+                self._pixels.read(part.rows),
+                on_host(part.rows, pin),
+                self._targets.read(part.rows) if self._targets else None,
+                part.step_images,
+            )
+            for part in parts
+        ]
+
+
+class HostMicro(NamedTuple):
+    """A `Micro` before it reaches the device, its images still bytes."""
+
+    image: UInt8[Tensor, "b 3 s s"]
+    row: Int64[Tensor, " b"]
+    targets: Features | None
+    step_images: int
+
+    def deliver(self, device: torch.device) -> Micro:
+        """Moves everything to the device and turns bytes into numbers there."""
+        targets = self.targets
+        if targets is not None:
+            targets = tuple(layer.to(device, non_blocking=True) for layer in targets)
+        row = self.row.to(device, non_blocking=True)
+        return Micro(Batch(to_float(self.image, device), row, targets), self.step_images)
+
+
+def on_host(array: NDArray, pin: bool) -> Tensor:
+    """A copy of the array as a tensor, in page-locked memory where `pin`."""
+    tensor = torch.from_numpy(array.copy())
+    return tensor.pin_memory() if pin else tensor
+
+
+def numbered(device: torch.device) -> torch.device:
+    """The device with its index: "cuda" means another one in another thread."""
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -1,0 +1,189 @@
+"""Random access to the samples of a shard folder: bytes, checked, then decoded and made square."""
+
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+from urllib.parse import quote, urlsplit
+from urllib.request import Request, urlopen
+
+import numpy as np
+from numpy.typing import NDArray
+
+from kdad_dist.data.image import decode_image, decode_mask, resize_image, resize_mask
+from kdad_dist.data.index import (
+    HTTP_TIMEOUT,
+    INDEX_FILE,
+    Member,
+    Sample,
+    fetch,
+    is_remote,
+    join,
+    parse_index,
+)
+from kdad_dist.errors import ConfigError, DataError
+
+IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp"})
+"""Members with other extensions are never decoded, whatever the index says."""
+FIT_VERSION = 1
+"""Raised when `Fit` gives other pixels for the same bytes; cached pixels are then made again."""
+OPEN_FILES = 64
+DAMAGED = "copy or pack the shards again; `kdad verify` names every damaged member"
+
+
+class Fit:
+    """Turns decoded images and masks of any size into the square that the networks see.
+
+    "squash" changes the aspect ratio; "shorter" resizes the shorter side and crops the centre.
+    """
+
+    def __init__(self, size: int, packed_size: int | None, mode: str) -> None:
+        """Args:
+            packed_size: side that the images were packed at; None: each has its original size.
+
+        Raises:
+            ConfigError: the images were packed smaller than `size`.
+        """
+        if packed_size is not None and packed_size < size:
+            raise ConfigError(
+                f"data.image_size is {size}, but the shards hold images of {packed_size} pixels",
+                f"pack the data set again with --size {size}, or set data.image_size={packed_size}",
+            )
+        self.size = size
+        self.shorter = mode == "shorter"
+
+    def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(size, size, 3)."""
+        if self._resized(image.shape) != image.shape[:2]:
+            image = resize_image(image, self.size, "shorter" if self.shorter else "squash")
+        return self._crop(image)
+
+    def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        """(size, size)."""
+        height, width = self._resized(mask.shape)
+        if (height, width) != mask.shape:
+            mask = resize_mask(mask, height, width)
+        return self._crop(mask)
+
+    def _resized(self, shape: tuple[int, ...]) -> tuple[int, int]:
+        height, width = shape[:2]
+        if not self.shorter:
+            return self.size, self.size
+        scale = self.size / min(height, width)
+        return max(self.size, round(height * scale)), max(self.size, round(width * scale))
+
+    def _crop(self, array: NDArray) -> NDArray:
+        top, left = ((side - self.size) // 2 for side in array.shape[:2])
+        return array[top : top + self.size, left : left + self.size]
+
+
+class ShardReader:
+    """Reads single samples from local shards, or from remote ones by range requests.
+
+    May be shared by threads. Every member's hash is checked before its bytes are decoded.
+    """
+
+    def __init__(self, root: str, image_size: int) -> None:
+        """Raises:
+        ConfigError: `image_size` exceeds the packed size, or the address is of no known kind.
+        DataError: there is no index at `root`.
+        """
+        check_root(root)
+        described = parse_index(fetch(root, INDEX_FILE), root)
+        self.root = root
+        self.image_size = image_size
+        self._fit = Fit(image_size, described["image_size"], described["resize"])
+        self._files = OpenFiles()
+
+    def image(self, sample: Sample) -> NDArray[np.uint8]:
+        """RGB, (image_size, image_size, 3)."""
+        data = self._member(sample, sample.image)
+        return self._fit.image(decode_image(data, self._where(sample)))
+
+    def mask(self, sample: Sample) -> NDArray[np.bool_]:
+        """(image_size, image_size), True on defects; all False where the sample has no mask."""
+        if sample.mask is None:
+            return np.zeros((self.image_size, self.image_size), dtype=np.bool_)
+        data = self._member(sample, sample.mask)
+        return self._fit.mask(decode_mask(data, f"mask of {self._where(sample)}"))
+
+    def _where(self, sample: Sample) -> str:
+        return f"{sample.key} in {join(self.root, sample.shard)}"
+
+    def _member(self, sample: Sample, member: Member) -> bytes:
+        address = shard_address(self.root, sample.shard)
+        try:
+            if is_remote(self.root):
+                data = read_range(address, member.offset, member.size)
+            else:
+                data = self._files.read(address, member.offset, member.size)
+        except (OSError, HTTPException) as error:
+            raise DataError(
+                f"{self._where(sample)} cannot be read: {error}",
+                "check that the shard is there and that you may read it",
+            ) from None
+        check_member(data, member, self._where(sample))
+        return data
+
+
+class OpenFiles:
+    """Local files kept open, because opening costs far more than reading on network file systems.
+
+    Threads share them: `pread` moves no file position. A file that is pushed out by others closes
+    when the last thread that reads from it lets go.
+    """
+
+    def __init__(self) -> None:
+        self._open: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        with self._lock:
+            file = self._open.pop(path, None) or open(path, "rb", buffering=0)  # noqa: SIM115
+            self._open[path] = file
+            if len(self._open) > OPEN_FILES:
+                self._open.popitem(last=False)
+        return os.pread(file.fileno(), size, offset)
+
+
+def check_root(root: str) -> None:
+    """Refuses addresses that are neither folders nor http(s), such as `pipe:` and `s3:`."""
+    if is_remote(root) or not urlsplit(root).scheme or Path(root).exists():
+        return
+    raise ConfigError(
+        f"data.shards is {root!r}: only folders and http(s) addresses are read",
+        "copy the shards to a folder, or serve them over http",
+    )
+
+
+def shard_address(root: str, file: str) -> str:
+    """Path or URL of a shard; a name that leads out of the folder is refused."""
+    if PurePosixPath(file).name != file or file in {".", ".."}:
+        raise DataError(f"the index of {root} names the shard {file!r}, not a plain file", DAMAGED)
+    return join(root, quote(file) if is_remote(root) else file)
+
+
+def read_range(address: str, offset: int, size: int) -> bytes:
+    """`size` bytes from `offset` of a remote file."""
+    wanted = {"Range": f"bytes={offset}-{offset + size - 1}"}
+    with urlopen(Request(address, headers=wanted), timeout=HTTP_TIMEOUT) as answer:  # noqa: S310
+        if answer.status != 206:
+            raise DataError(
+                f"the server of {address} cannot send parts of a file",
+                "set data.access=stream, or copy the shards to a folder",
+            )
+        return answer.read()
+
+
+def check_member(data: bytes, member: Member, where: str) -> None:
+    """Raises DataError unless these are the member's bytes, and of a kind that may be decoded."""
+    if member.ext.rsplit(".", 1)[-1].lower() not in IMAGE_EXTENSIONS:
+        raise DataError(
+            f"{where} has the extension {member.ext!r}, which is not decoded",
+            f"pack images as one of: {', '.join(sorted(IMAGE_EXTENSIONS))}",
+        )
+    if hashlib.sha256(data).hexdigest() != member.sha256:
+        raise DataError(f"{where}: the bytes of .{member.ext} do not match the index", DAMAGED)
