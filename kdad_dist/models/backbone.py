@@ -1,0 +1,159 @@
+"""Feature backbones: any timm network, as a function from images to the maps of chosen layers."""
+
+import difflib
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdad_dist.config import TeacherConfig
+from kdad_dist.errors import ConfigError, WeightsError
+from kdad_dist.models.weights import LOCAL_FILE, fetch, load_weights, read_weights
+from kdad_dist.types import Features
+
+Role = Literal["teacher", "student"]
+
+
+class FeatureNet(nn.Module):
+    """A network cut off after its deepest chosen layer; every parameter takes part in the maps.
+
+    Args:
+        network: of timm, made with `features_only`.
+        mean, std: of the images that its pretrained weights expect, per channel.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.channels_last_maps = str(getattr(network, "output_fmt", "NCHW")) == "NHWC"
+        # A transformer's reshape cannot guess the sizes of an empty batch.
+        self.takes_empty = not hasattr(network, "model")
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def normalize(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        """Images in [0, 1] with the mean and deviation that the pretrained weights expect."""
+        return (image - self.mean) / self.std
+
+    def forward(self, image: Float[Tensor, "b 3 h w"]) -> Features:
+        """The chosen layers' maps, shallow to deep, each (b, c, h, w). `b` may be 0."""
+        if len(image) == 0 and not self.takes_empty:
+            one = image.new_zeros(1, *image.shape[1:])
+            return tuple(feature[:0] for feature in self.forward(one))
+        maps = self.network(image)
+        return (
+            tuple(m.permute(0, 3, 1, 2) for m in maps) if self.channels_last_maps else tuple(maps)
+        )
+
+
+def build_teacher(config: TeacherConfig, seed: int) -> FeatureNet:
+    """The frozen network, in eval mode.
+
+    Raises:
+        ConfigError: there is no such backbone or layer.
+        WeightsError: the weights cannot be had, or do not fit.
+    """
+    teacher = build_backbone(config.backbone, config.weights, config.layers, seed, "teacher")
+    return teacher.eval().requires_grad_(False)
+
+
+def build_student(config: TeacherConfig, seed: int) -> FeatureNet:
+    """A network like the teacher, with random weights that differ from a random teacher's."""
+    return build_backbone(config.backbone, "random", config.layers, seed, "student")
+
+
+def build_backbone(
+    name: str, weights: str, layers: Sequence[int], seed: int, role: Role = "teacher"
+) -> FeatureNet:
+    """A trainable feature network in channels-last memory format.
+
+    Args:
+        name: timm's, with or without the tag of its pretrained weights ("resnet18.tv_in1k").
+        weights: "pretrained", "random" or a file.
+        layers: timm's `out_indices`, ascending.
+        seed: with `role`, decides random weights; torch's own generators are left as they were.
+
+    Raises:
+        ConfigError: there is no such backbone or layer.
+        WeightsError: the weights cannot be had, or do not fit.
+    """
+    _check_name(name)
+    if list(layers) != sorted(set(layers)):
+        raise ConfigError(
+            f"method.teacher.layers is {list(layers)}",
+            "name each layer once, from shallow to deep",
+        )
+    cfg = timm.get_pretrained_cfg(name)
+    assert cfg is not None
+    file = _pretrained_file(name) if weights == "pretrained" else None
+    # timm draws initial weights from torch's global CPU generator.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(_stream(seed, role))
+        network = _create(name, layers, file)
+    if weights not in {"pretrained", "random"}:
+        load_weights(network, read_weights(Path(weights)), weights)
+    net = FeatureNet(network, cfg.mean, cfg.std)
+    return net.to(memory_format=torch.channels_last)
+
+
+def _check_name(name: str) -> None:
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        near = difflib.get_close_matches(architecture, timm.list_models(), n=4)
+        hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
+        raise ConfigError(f"method.teacher.backbone: timm has no {architecture!r}", hint)
+    if tag and timm.get_pretrained_cfg(name, allow_unregistered=False) is None:
+        tags = timm.list_pretrained(f"{architecture}.*")
+        raise ConfigError(
+            f"method.teacher.backbone: timm has no weights {tag!r} of {architecture}",
+            f"use one of {', '.join(tags)}" if tags else f"write {architecture!r}",
+        )
+
+
+def _create(name: str, layers: Sequence[int], file: Path | None) -> nn.Module:
+    cfg = timm.get_pretrained_cfg(name)
+    # Transformers are built for one input size unless told otherwise; others refuse the option.
+    options: dict[str, Any] = {"features_only": True, "out_indices": tuple(layers)}
+    if cfg is not None and cfg.fixed_input_size:
+        options["dynamic_img_size"] = True
+    if file is not None:
+        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+    try:
+        return timm.create_model(name, **options)
+    except (IndexError, AssertionError) as error:
+        raise ConfigError(
+            f"method.teacher.layers is {list(layers)}, but {name} has the layers {_layers(name)}",
+            "name layers that exist",
+        ) from error
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{name} cannot be used as a backbone: {str(error).splitlines()[0]}",
+            "choose a network that gives feature maps at any image size, such as resnet18.tv_in1k",
+        ) from error
+
+
+def _layers(name: str) -> str:
+    with torch.device("meta"):
+        network: Any = timm.create_model(name, features_only=True)
+    modules = [info["module"] for info in network.feature_info.info]
+    return ", ".join(f"{index} ({module})" for index, module in enumerate(modules))
+
+
+def _pretrained_file(name: str) -> Path:
+    cfg = timm.get_pretrained_cfg(name)
+    if cfg is None or not cfg.hf_hub_id:
+        raise WeightsError(f"timm has no pretrained weights of {name} on the hub", LOCAL_FILE)
+    return fetch(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors")
+
+
+def _stream(seed: int, role: Role) -> int:
+    digest = hashlib.sha256(f"{role} {seed}".encode()).digest()
+    return int.from_bytes(digest[:7], "big")

@@ -1,0 +1,173 @@
+"""Weights of a network: reading the files that people have, fetching what the hub has, hashing."""
+
+import hashlib
+import pickle
+import re
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+from huggingface_hub import constants
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from kdad_dist.errors import WeightsError
+
+HUB_PATIENCE = 4.0
+"""Seconds. The hub's own client would retry for 46 s before it says that there is no network."""
+LOCAL_FILE = (
+    "copy the file here and name it: method.teacher.weights=FILE.safetensors (or FILE.pth); "
+    'or, to try things out without pretraining, method.teacher.weights="random"'
+)
+PREFIXES = re.compile(r"^((module|model|backbone|net|student|teacher)\.)+")
+"""What wrappers (DataParallel, Lightning, feature extractors, ours) put before a network's keys."""
+CONTAINERS = ("state_dict_ema", "state_dict", "model")
+"""Where training checkpoints keep the network."""
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors, .pth or .pt file, by key; no pickled code is ever run.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of another kind, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}", "check method.teacher.weights")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if path.suffix in {".pth", ".pt"}:
+            return _tensors(torch.load(path, map_location="cpu", weights_only=True), path)
+    except pickle.UnpicklingError as error:
+        raise WeightsError(
+            f"{path} is not a plain file of tensors: loading it would run code, or it is damaged",
+            "convert it to .safetensors where you trust it "
+            "(safetensors.torch.save_file(model.state_dict(), FILE))",
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, OSError) as error:
+        raise WeightsError(
+            f"{path} cannot be read: {str(error).splitlines()[0] if str(error) else 'it is empty'}",
+            "copy or download the file again",
+        ) from error
+    raise WeightsError(
+        f"{path} is not a kind of weights file that is known", "give a .safetensors or .pth file"
+    )
+
+
+def _tensors(content: Any, path: Path) -> dict[str, Tensor]:
+    if isinstance(content, dict):
+        for key in CONTAINERS:
+            if isinstance(content.get(key), dict):
+                content = content[key]
+                break
+        found = {k: v for k, v in content.items() if isinstance(v, Tensor)}
+        if found:
+            return found
+    raise WeightsError(
+        f"{path} holds no tensors by name", "save the network's state_dict(), or a dict with it"
+    )
+
+
+def canonical(key: str) -> str:
+    """A key without wrappers' prefixes, and with timm's flattening undone.
+
+    The same layer is `features.0.weight` in a classifier (timm, torchvision) and
+    `features_0.weight` in timm's feature extractor.
+    """
+    return PREFIXES.sub("", key).replace(".", "_")
+
+
+def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+    """Fills the network; what else the weights hold (head, deeper layers) is left aside.
+
+    Raises:
+        WeightsError: a tensor of the network is missing, has another shape, or is not finite; the
+            message lists them.
+    """
+    given = {canonical(key): tensor for key, tensor in weights.items()}
+    own = network.state_dict()
+    # The counter is of no use here, and files older than torch 0.4.1 lack it.
+    needed = {key: canonical(key) for key in own if not key.endswith("num_batches_tracked")}
+    faults = []
+    for key, name in needed.items():
+        tensor = given.get(name)
+        if tensor is None:
+            faults.append(f"{key}: missing")
+        elif tensor.shape != own[key].shape:
+            faults.append(f"{key}: shape {tuple(tensor.shape)}, needed {tuple(own[key].shape)}")
+        elif not tensor.isfinite().all():
+            faults.append(f"{key}: holds NaN or infinity")
+    if faults:
+        shown = "\n  ".join(
+            [*faults[:10], *([f"and {len(faults) - 10} more"] * (len(faults) > 10))]
+        )
+        raise WeightsError(
+            f"{source} does not fit the backbone: {len(faults)} of its {len(needed)} tensors "
+            f"do not match\n  {shown}",
+            "name the backbone that the weights were made for, or only layers that they hold "
+            "(method.teacher.backbone, method.teacher.layers)",
+        )
+    with torch.no_grad():
+        for key, name in needed.items():
+            own[key].copy_(given[name])
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of the module's parameters and saved buffers: their names, and values as float32."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(name.encode() + b"\0")
+        values = tensor.detach().to("cpu", torch.float32).contiguous()
+        digest.update(values.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def fetch(repository: str, filename: str) -> Path:
+    """A file of the Hugging Face hub: from its cache without any request, else downloaded.
+
+    Raises:
+        WeightsError: it is neither cached nor reachable; takes seconds.
+    """
+    cached = huggingface_hub.try_to_load_from_cache(repository, filename)
+    if isinstance(cached, str):
+        return Path(cached)
+    trouble = _hub_trouble()
+    if trouble is None:
+        try:
+            return Path(huggingface_hub.hf_hub_download(repository, filename))
+        except OSError as error:  # of which all errors of the hub's client are kinds
+            trouble = f"refused it: {str(error).splitlines()[0]}"
+    raise WeightsError(
+        f"the pretrained weights {repository} are not in {constants.HF_HUB_CACHE}, "
+        f"and the hub {constants.ENDPOINT} {trouble}",
+        LOCAL_FILE,
+    )
+
+
+def _hub_trouble() -> str | None:
+    """Why the hub cannot be asked, found out in at most HUB_PATIENCE seconds; None where it can."""
+    if constants.HF_HUB_OFFLINE:
+        return "may not be asked (HF_HUB_OFFLINE is set)"
+    answer = [f"did not answer within {HUB_PATIENCE:g} seconds"]
+
+    def ask() -> None:
+        try:
+            request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310
+            urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()  # noqa: S310
+        except urllib.error.HTTPError:
+            pass  # it answered
+        except (OSError, ValueError) as error:
+            answer[0] = f"cannot be reached ({getattr(error, 'reason', error)})"
+            return
+        answer.clear()
+
+    # A thread, because no timeout covers the name lookup, which may take half a minute.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_PATIENCE)
+    return answer[0] if answer else None
