@@ -17,8 +17,13 @@ class Method(nn.Module, ABC):
 
     student: nn.Module
     """The only part that is wrapped, optimised and saved."""
-    teacher: nn.Module | None = None
+    teacher: nn.Module | None
     """Frozen, in eval mode, never wrapped, never saved."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # Not a default in the class: it would hide the module that torch keeps elsewhere.
+        self.teacher = None
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:

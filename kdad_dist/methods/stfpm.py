@@ -19,12 +19,10 @@ class Stfpm(Method):
     images. Where it fails on a test image, the image shows something it has not seen.
     """
 
-    teacher: FeatureNet  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(self, config: StfpmConfig, seed: int) -> None:
         super().__init__()
         self.config = config
-        self.teacher = build_teacher(config.teacher, seed)
+        self.teacher: FeatureNet = build_teacher(config.teacher, seed)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.student = build_student(config.teacher, seed)
         self.train()
 

@@ -33,7 +33,7 @@ class FeatureNet(nn.Module):
     def __init__(self, network: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.network = network
-        self.channels_last_maps = str(getattr(network, "output_fmt", "NCHW")) == "NHWC"
+        self.channels_last_maps = getattr(network, "output_fmt", "NCHW") == "NHWC"
         # A transformer's reshape cannot guess the sizes of an empty batch.
         self.takes_empty = not hasattr(network, "model")
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
