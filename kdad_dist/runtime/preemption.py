@@ -7,6 +7,7 @@ step, and none waited for it.
 
 import signal
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -39,50 +40,57 @@ class StopRequest:
         return self.reason
 
 
-class Agreement:
-    """The first non-finite step and the wish to stop, as all processes see them."""
+@dataclass(frozen=True)
+class Verdict:
+    """What all processes agreed on."""
 
-    NONE = -1.0
+    first_bad: int | None = None
+    """The first step whose update was not finite (and was not applied)."""
+    stop: bool = False
+    save: bool = False
+
+
+class Agreement:
+    """Flags that any process may raise and that all of them read at the same step."""
 
     def __init__(self, device: torch.device, every: int) -> None:
         self.every = every
-        self._first_bad = torch.full((), self.NONE, device=device, dtype=torch.float64)
+        self._first_bad = torch.full((), -1.0, device=device, dtype=torch.float64)
         self._pending: tuple[Tensor, dist.Work | None] | None = None
 
     def note(self, step: int, finite: Tensor) -> None:
-        """Remembers on the device that the update of `step` was not finite."""
-        bad_now = ~finite & (self._first_bad < 0)
-        self._first_bad = torch.where(bad_now, float(step), self._first_bad)
+        """Remembers on the device whether the update of `step` was finite."""
+        first = ~finite & (self._first_bad < 0)
+        self._first_bad = torch.where(first, float(step), self._first_bad)
 
-    def check(self, step: int, stop: bool) -> tuple[int | None, bool]:
-        """At every `every`-th step: what was agreed at the previous one; else nothing."""
-        if (step + 1) % self.every:
-            return None, False
-        answer = self._read()
-        self._post(stop)
-        return answer
+    def check(self, step: int, stop: bool, save: bool) -> Verdict:
+        """At every `every`-th step, what was agreed at the one before; at others nothing."""
+        if step % self.every:
+            return Verdict()
+        verdict = self._read()
+        self._post(stop, save)
+        return verdict
 
-    def settle(self, stop: bool = False) -> tuple[int | None, bool]:
-        """Waits for the newest agreement: before a checkpoint, and at the end."""
+    def settle(self) -> Verdict:
+        """Waits until everything up to now is agreed: before a checkpoint, and at the end."""
         earlier = self._read()
-        self._post(stop)
-        bad, now = self._read()
-        return (earlier[0] if bad is None else bad), earlier[1] or now
+        self._post(earlier.stop, earlier.save)
+        return self._read()
 
-    def _post(self, stop: bool) -> None:
-        wish = torch.full_like(self._first_bad, float(stop))
-        flags = torch.stack([self._first_bad, wish])
+    def _post(self, stop: bool, save: bool) -> None:
+        wishes = torch.tensor([stop, save], dtype=torch.float64)
+        flags = torch.cat([self._first_bad[None], wishes.to(self._first_bad.device)])
         work = None
         if dist.is_initialized():
             work = dist.all_reduce(flags, op=dist.ReduceOp.MAX, async_op=True)
         self._pending = flags, work
 
-    def _read(self) -> tuple[int | None, bool]:
+    def _read(self) -> Verdict:
         if self._pending is None:
-            return None, False
+            return Verdict()
         flags, work = self._pending
         self._pending = None
         if work is not None:
             work.wait()
-        first_bad, stop = flags.tolist()
-        return (None if first_bad < 0 else int(first_bad)), bool(stop)
+        first_bad, stop, save = flags.tolist()
+        return Verdict(None if first_bad < 0 else int(first_bad), bool(stop), bool(save))

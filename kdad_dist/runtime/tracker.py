@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class Tracker:
         if session.is_main:
             path = run / "metrics.jsonl"
             keep_until(path, start_step)
-            self.file = open(path, "a", encoding="utf-8", buffering=1)
+            self.file = path.open("a", encoding="utf-8", buffering=1)
             if self.wandb:
                 self._start_wandb(run, config)
 
@@ -77,9 +78,7 @@ def wandb_id(run: Path) -> str:
     """The one identity that a run keeps over all its resumes; made at the first start."""
     path = run / "wandb_id"
     if not path.exists():
-        import wandb
-
-        files.write_text(path, wandb.util.generate_id())
+        files.write_text(path, secrets.token_hex(8))
     return path.read_text(encoding="utf-8").strip()
 
 

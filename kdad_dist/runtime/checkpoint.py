@@ -1,0 +1,305 @@
+"""Checkpoints: directories that are whole or absent, and verified before a byte of them is used.
+
+```
+checkpoints/
+  step_00001000/
+    manifest.json      step, metrics, identity, size and sha256 of every file, and its own sha256
+    .metadata          which tensor lies where
+    __0_0.distcp ...   the tensors, one file from each process that wrote
+  .step_00001100.3f2a9c01.partial/      being written, or being deleted; never read
+```
+
+Learning rate, position in the data and the like are not stored: they follow from the
+configuration and the step.
+"""
+
+import errno
+import logging
+import math
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.optim import Optimizer
+
+from kdad_dist.errors import CheckpointError
+from kdad_dist.runtime.manifest import (
+    VERSION,
+    delete,
+    delete_partials,
+    file_entry,
+    partial_name,
+    read_manifest,
+    replace_manifest,
+    step_name,
+    sync_directory,
+    verify,
+)
+from kdad_dist.runtime.tensors import METADATA, read_tensors, write_tensors
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TrainState:
+    """How far a run has come."""
+
+    step: int
+    """Optimizer steps done."""
+    samples_seen: int
+    """Images trained on, over all processes."""
+
+
+class CheckpointManager:
+    """Writes, finds, reads and prunes the checkpoints of one run.
+
+    Every method but `manifest` is collective over the processes of `torch.distributed`, where it
+    is initialised: all of them call it, and all get the same answer or the same error.
+
+    Args:
+        directory: holds the checkpoints and nothing else; made at the first save.
+        keep: how many of the newest to keep, beside the best.
+        identity: what must not differ between saving and loading, such as digests of the
+            configuration and of the data, by name. It stands in every manifest.
+    """
+
+    def __init__(self, directory: Path, keep: int, identity: dict[str, str]) -> None:
+        assert keep >= 1, "without a checkpoint a run cannot be resumed"
+        self.directory = directory
+        self.keep = keep
+        self.identity = identity
+
+    def save(
+        self,
+        student: nn.Module,
+        optimizer: Optimizer,
+        state: TrainState,
+        metrics: dict[str, float],
+    ) -> Path:
+        """The checkpoint's directory, on disk in full before its name appears; then prunes.
+
+        Where the step has a sound checkpoint already, only metrics new to it are written. Leftovers
+        of killed saves are removed here and not earlier, since only a trainer may do that.
+
+        Raises:
+            CheckpointError: on every process, naming the one that could not write, and why.
+        """
+        final = self.directory / step_name(state.step)
+        partial = _on_main("prepared", final, lambda: self._prepare(final, metrics))
+        if partial is None:
+            return final
+        try:
+            _together("written", final, lambda: write_tensors(partial, student, optimizer))
+            shares = _together("written", final, lambda: _own_files(partial))
+            body = {
+                "version": VERSION,
+                "step": state.step,
+                "samples_seen": state.samples_seen,
+                "metrics": metrics,
+                "identity": self.identity,
+                "world_size": len(shares),
+                "files": {name: entry for share in shares for name, entry in share.items()},
+            }
+            _on_main("published", final, lambda: _publish(body, partial, final))
+        except CheckpointError:
+            if _rank() == 0:
+                shutil.rmtree(partial, ignore_errors=True)
+            raise
+        _on_main("pruned", self.directory, lambda: self._prune(final))
+        return final
+
+    def latest(self) -> Path | None:
+        """The newest checkpoint that is sound; broken ones are reported and passed over."""
+        return self._first_sound(lambda paths: reversed(paths))
+
+    def best(self) -> Path | None:
+        """The sound checkpoint of the lowest `val_loss`, the earliest of equals."""
+        return self._first_sound(_ranked)
+
+    def load(
+        self, path: Path, student: nn.Module, optimizer: Optimizer | None = None
+    ) -> TrainState:
+        """Fills the student, and the optimizer if given, bit for bit; says how far it had come.
+
+        Every file is verified first, each process taking a share of them. The optimizer keeps its
+        own hyper-parameters. Frozen parameters of the student need not be in the checkpoint.
+
+        Raises:
+            CheckpointError: it is damaged, of another run, or does not fit the student.
+        """
+
+        def read() -> dict[str, Any]:
+            body = read_manifest(path)
+            self._check_identity(path, body)
+            read_tensors(path, body["files"], student, optimizer)
+            return body
+
+        _together("read", path, lambda: verify(path, _rank(), _world_size()))
+        body = _together("read", path, read)[0]
+        return TrainState(step=body["step"], samples_seen=body["samples_seen"])
+
+    @staticmethod
+    def manifest(path: Path) -> dict[str, Any]:
+        """What a checkpoint says of itself: step, samples_seen, metrics, identity, files."""
+        return read_manifest(path)
+
+    def _published(self) -> list[Path]:
+        """Directories with a checkpoint's name, oldest first."""
+        return sorted(path for path in self.directory.glob("step_*") if path.is_dir())
+
+    def _first_sound(self, order: Callable[[list[Path]], Iterable[Path]]) -> Path | None:
+        """The main process chooses for all: two readers of a network disk may see it differently."""
+
+        def search() -> Path | None:
+            for path in order(self._published()):
+                if _is_sound(path):
+                    return path
+            return None
+
+        return _on_main("searched", self.directory, search)
+
+    def _prepare(self, final: Path, metrics: dict[str, float]) -> Path | None:
+        """A new directory to write into, or None where the step has a sound checkpoint."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        delete_partials(self.directory)
+        if final.exists() and _is_sound(final):
+            body = read_manifest(final)
+            self._check_identity(final, body)
+            if not metrics.items() <= body["metrics"].items():
+                replace_manifest(final, body | {"metrics": body["metrics"] | metrics})
+            return None
+        partial = partial_name(final)
+        partial.mkdir()
+        return partial
+
+    def _prune(self, newest: Path) -> None:
+        """Deletes all but the newest and the best, without reading their tensors again.
+
+        Checkpoints beyond `newest` were passed over as broken when the run resumed; they are left
+        to look at until training reaches their step.
+        """
+        paths = [path for path in self._published() if path.name <= newest.name]
+        keep = {*paths[-self.keep :], *_ranked(paths)[:1]}
+        for path in paths:
+            if path not in keep:
+                delete(path)
+
+    def _check_identity(self, path: Path, body: dict[str, Any]) -> None:
+        there = body["identity"]
+        names = sorted(self.identity.keys() | there.keys())
+        differing = [
+            f"{name} ({there.get(name)} there, {self.identity.get(name)} here)"
+            for name in names
+            if self.identity.get(name) != there.get(name)
+        ]
+        if differing:
+            raise CheckpointError(
+                f"{path} is of another run: it differs in {', '.join(differing)}",
+                "restore what differs, or choose another output directory",
+            )
+
+
+def _is_sound(path: Path) -> bool:
+    try:
+        verify(path)
+    except CheckpointError as error:
+        log.warning("passing over a checkpoint: %s", error)
+        return False
+    return True
+
+
+def _ranked(paths: list[Path]) -> list[Path]:
+    """Those with a finite `val_loss`, the lowest first, the earlier of equals first."""
+    ranked = []
+    for path in paths:
+        try:
+            loss = read_manifest(path)["metrics"].get("val_loss", math.nan)
+        except CheckpointError as error:
+            log.warning("passing over a checkpoint: %s", error)
+            continue
+        if math.isfinite(loss):
+            ranked.append((loss, path.name, path))
+    return [path for *_, path in sorted(ranked)]
+
+
+def _own_files(partial: Path) -> dict[str, dict[str, Any]]:
+    """Entries of the files that this process wrote, read back from the disk."""
+    files = sorted(partial.glob(f"__{_rank()}_*"))
+    if _rank() == 0:
+        files.append(partial / METADATA)
+    return {file.name: file_entry(file) for file in files}
+
+
+def _publish(body: dict[str, Any], partial: Path, final: Path) -> None:
+    for name in body["files"]:
+        if not (partial / name).is_file():
+            raise CheckpointError(
+                f"{partial / name} was written by one process, but the main one cannot see it",
+                "put the run directory on a file system that all nodes share",
+            )
+    replace_manifest(partial, body)
+    if final.exists():  # broken, or it would have been kept
+        delete(final)
+    partial.rename(final)
+    sync_directory(final.parent)
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def _world_size() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _on_main(done: str, path: Path, work: Callable[[], T]) -> T:
+    """What `work` returns in the main process, for all of them; its failure is everybody's."""
+    result = _together(done, path, lambda: work() if _rank() == 0 else None)[0]
+    return result  # type: ignore[return-value]
+
+
+def _together(done: str, path: Path, work: Callable[[], T]) -> list[T]:
+    """What `work` returned in each process, by rank; the failure of one is the error of all.
+
+    Without this, a process that fails alone leaves the others waiting for it forever.
+    """
+    result, failure, cause = None, None, None
+    try:
+        result = work()
+    except CheckpointError as error:
+        failure, cause = (error.problem, error.remedy), error
+    except (Exception, CheckpointException) as error:  # noqa: BLE001 - raised again below
+        failure, cause = _describe(error, done, path), error
+    outcomes: list[Any] = [(result, failure)]
+    if _world_size() > 1:
+        outcomes = [None] * _world_size()
+        dist.all_gather_object(outcomes, (result, failure))
+    for _, failed in outcomes:
+        if failed:
+            raise CheckpointError(*failed) from cause
+    return [outcome for outcome, _ in outcomes]
+
+
+def _describe(error: BaseException, done: str, path: Path) -> tuple[str, str]:
+    """Problem and remedy of an unforeseen failure, with the rank it happened on."""
+    rank = _rank()
+    if isinstance(error, CheckpointException):  # DCP has gathered the failures of all ranks
+        rank, (error, _) = min(error.failures.items())
+    code = error.errno if isinstance(error, OSError) else None
+    remedies = {
+        errno.ENOSPC: "free some space, or set `output` to a disk with more",
+        errno.EDQUOT: "free some of your quota, or set `output` to another disk",
+        errno.EACCES: "allow this user to write there, or set `output` to another directory",
+        errno.EROFS: "set `output` to a directory that can be written to",
+    }
+    return (
+        f"checkpoint {path} cannot be {done}: rank {rank}: {type(error).__name__}: {error}",
+        remedies.get(code or 0, "look at the file system and the error above, then start again"),
+    )

@@ -1,0 +1,132 @@
+"""Manifests of checkpoints: what a directory must hold, to the byte, before any of it is used."""
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+from kdad_dist.errors import CheckpointError
+
+VERSION = 1
+MANIFEST = "manifest.json"
+
+
+def step_name(step: int) -> str:
+    """The name of a step's directory; names sort as steps do."""
+    return f"step_{step:08d}"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """What a checkpoint says of itself.
+
+    Raises:
+        CheckpointError: it is missing, altered, of another version, or names files elsewhere.
+    """
+    file = path / MANIFEST
+    try:
+        raw = file.read_bytes()
+        body = json.loads(raw)
+        intact = isinstance(body, dict) and render(body) == raw
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"there is no checkpoint at {path}: {MANIFEST} is missing",
+            "give a directory that `kdad train` wrote; delete this one if it is of no use",
+        ) from error
+    except ValueError as error:
+        raise damaged(file, f"it is not readable as JSON ({error})") from error
+    if not intact:
+        raise damaged(file, "it does not match its own sha256")
+    if body["version"] != VERSION:
+        raise CheckpointError(
+            f"{file} has version {body['version']}; this program reads version {VERSION}",
+            "use the version of kdad_dist that wrote it",
+        )
+    outside = [name for name in body["files"] if Path(name).name != name]
+    if outside:
+        raise damaged(file, f"it names a file outside of its directory, {outside[0]!r}")
+    if path.name != step_name(body["step"]):
+        raise damaged(file, f"it is of step {body['step']}, unlike its directory")
+    return body
+
+
+def replace_manifest(path: Path, body: dict[str, Any]) -> None:
+    """Writes the manifest, flushed to the disk, in one move."""
+    partial = path / f"{MANIFEST}.partial"
+    with partial.open("wb") as file:
+        file.write(render(body))
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path / MANIFEST)
+    sync_directory(path)
+
+
+def render(body: dict[str, Any]) -> bytes:
+    """The only bytes that a manifest of this content may have: its sha256 stands in it."""
+    content = {key: value for key, value in body.items() if key != "sha256"}
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return json.dumps({**content, "sha256": digest}, indent=1, sort_keys=True).encode()
+
+
+def file_entry(file: Path) -> dict[str, Any]:
+    """Size and hash of a file, as they stand in a manifest."""
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        return {"bytes": stream.tell(), "sha256": digest}
+
+
+def verify(path: Path, share: int = 0, shares: int = 1) -> None:
+    """Reads every `shares`-th file of a checkpoint, beginning with number `share`, and its manifest.
+
+    Raises:
+        CheckpointError: a file is missing or differs from the manifest by as much as a bit.
+    """
+    files = read_manifest(path)["files"]
+    for name in sorted(files)[share::shares]:
+        try:
+            found = file_entry(path / name)
+        except FileNotFoundError as error:
+            raise damaged(path / name, "it is missing") from error
+        if found["bytes"] != files[name]["bytes"]:
+            raise damaged(
+                path / name, f"it holds {found['bytes']} bytes instead of {files[name]['bytes']}"
+            )
+        if found != files[name]:
+            raise damaged(path / name, "its content does not match its sha256")
+
+
+def damaged(file: Path, fault: str) -> CheckpointError:
+    return CheckpointError(
+        f"{file} is damaged: {fault}",
+        f"delete {file.parent}; training then goes on from the checkpoint before it",
+    )
+
+
+def partial_name(path: Path) -> Path:
+    """A fresh hidden name beside `path`, for a directory being written or being deleted."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.partial")
+
+
+def delete(path: Path) -> None:
+    """Deletes a checkpoint; killed half-way, it leaves nothing that looks like one."""
+    shutil.rmtree(path.rename(partial_name(path)))
+
+
+def delete_partials(directory: Path) -> None:
+    for partial in directory.glob(f".{step_name(0)[:5]}*.partial"):
+        shutil.rmtree(partial)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames in a directory last, where the file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no fsync of directories
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,61 @@
+"""A trained detector from its run directory."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from kdad_dist.config import RunConfig
+from kdad_dist.errors import CheckpointError
+from kdad_dist.methods import build_method
+from kdad_dist.methods.base import Method
+from kdad_dist.models.weights import weights_hash
+from kdad_dist.runtime.checkpoint import CheckpointManager
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method with trained weights, and where they come from."""
+
+    method: Method
+    step: int
+    rule: str
+    """How the checkpoint was chosen, in words."""
+
+
+def restore(config: RunConfig) -> Trained:
+    """The method of a run with the weights of the checkpoint that `score.checkpoint` asks for.
+
+    Collective where processes are connected: every process loads the whole student.
+
+    Raises:
+        CheckpointError: the run holds no sound checkpoint, or another teacher's.
+    """
+    method = build_method(config)
+    finder = CheckpointManager(config.directory / "checkpoints", keep=1, identity={})
+    path, rule = choose(finder, config.score.checkpoint)
+    # The student may score other data than it was trained on, but only beside its own teacher.
+    identity = finder.manifest(path)["identity"]
+    if method.teacher is not None:
+        identity["teacher"] = weights_hash(method.teacher)
+    manager = CheckpointManager(finder.directory, keep=1, identity=identity)
+    state = manager.load(path, method.student)
+    method.requires_grad_(False)
+    return Trained(method.eval(), state.step, rule)
+
+
+def choose(checkpoints: CheckpointManager, wanted: str) -> tuple[Path, str]:
+    """The wanted checkpoint, and the rule by which it was chosen."""
+    if wanted == "best":
+        path = checkpoints.best()
+        if path is not None:
+            return path, "lowest loss on held-out normal images"
+        log.warning("no checkpoint has a loss on held-out images: the last one is used")
+    path = checkpoints.latest()
+    if path is None:
+        raise CheckpointError(
+            f"{checkpoints.directory} holds no sound checkpoint",
+            "train the run first, until it has saved one",
+        )
+    return path, "last"

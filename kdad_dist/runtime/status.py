@@ -1,0 +1,44 @@
+"""`status.json`: the outcome of a run, for scripts (launchers turn every failure into exit code 1)."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from kdad_dist.errors import Preempted
+from kdad_dist.runtime import files
+
+
+class Status:
+    """Writes `{state, step, steps, updated, reason}`; only the main process does."""
+
+    def __init__(self, run: Path, steps: int, writes: bool) -> None:
+        self.path, self.steps, self.writes, self.step = run / "status.json", steps, writes, 0
+
+    def write(self, state: str, reason: str | None = None) -> None:
+        if not self.writes:
+            return
+        files.write_json(
+            self.path,
+            {
+                "state": state,
+                "step": self.step,
+                "steps": self.steps,
+                "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "reason": reason,
+            },
+        )
+
+    @contextmanager
+    def outcome(self) -> Iterator[None]:
+        """Records how the block ends: finished, preempted, or failed with its reason."""
+        self.write("running")
+        try:
+            yield
+        except Preempted as error:
+            self.write("preempted", error.problem)
+            raise
+        except BaseException as error:
+            self.write("failed", f"{type(error).__name__}: {error}")
+            raise
+        self.write("finished")

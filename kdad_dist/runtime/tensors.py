@@ -1,0 +1,210 @@
+"""The tensors of a student and its optimizer, to and from the files of one checkpoint directory.
+
+The format is that of torch.distributed.checkpoint (DCP): independent of the number of processes,
+and of DDP or FSDP. Nothing but tensors is written, so that nothing else needs to be deserialised:
+hyper-parameters follow from the configuration and the step. DCP's own index, `.metadata`, is a
+pickle; it is read by an unpickler that knows a dozen plain classes and no others.
+"""
+
+import pickle  # noqa: S403 - only to derive the restricted unpickler
+import warnings
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.optim import Optimizer
+
+from kdad_dist.errors import CheckpointError
+from kdad_dist.runtime.manifest import damaged
+
+METADATA = ".metadata"
+
+
+def write_tensors(path: Path, student: nn.Module, optimizer: Optimizer) -> None:
+    """Writes the student, but for its frozen parameters, and the optimizer's state of each.
+
+    Collective; the replicas of DDP are written once, each process writing a part. Every file is
+    flushed to the disk.
+    """
+    tensors = _student_tensors(student)
+    for name in _frozen(student):
+        tensors.pop(name, None)
+    for name, parameter in _bare(student).named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            assert isinstance(value, Tensor), f"{key} of {type(optimizer).__name__} is no tensor"
+            tensors[f"optimizer.{name}.{key}"] = value
+    with warnings.catch_warnings():
+        _ignore_single_process()
+        dcp.save(tensors, storage_writer=_Writer(path))
+
+
+def read_tensors(
+    path: Path, files: Collection[str], student: nn.Module, optimizer: Optimizer | None
+) -> None:
+    """Fills the student, and the optimizer if given, from the verified files of a checkpoint.
+
+    Not collective. The optimizer keeps its own hyper-parameters.
+
+    Raises:
+        CheckpointError: the tensors do not fit the student; nothing has been changed then.
+    """
+    metadata = _read_metadata(path, files)
+    stored = metadata.state_dict_metadata
+    targets = _targets(path, student, stored)
+    moments = _empty_moments(path, student, stored) if optimizer else {}
+    for name, state in moments.items():
+        targets |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
+    with warnings.catch_warnings():
+        _ignore_single_process()
+        dcp.load(targets, storage_reader=_Reader(path, metadata), no_dist=True)
+    if optimizer:
+        _set_moments(student, optimizer, moments)
+
+
+def _bare(student: nn.Module) -> nn.Module:
+    """The student without the wrappers of DDP and of torch.compile."""
+    while True:
+        if isinstance(student, nn.parallel.DistributedDataParallel):
+            student = student.module
+        elif isinstance(wrapped := getattr(student, "_orig_mod", None), nn.Module):
+            student = wrapped
+        else:
+            return student
+
+
+def _student_tensors(student: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, sharing memory with the student, by their names in a checkpoint."""
+    tensors = _bare(student).state_dict()
+    assert all(isinstance(value, Tensor) for value in tensors.values()), "a student holds tensors"
+    return {f"student.{name}": value for name, value in tensors.items()}
+
+
+def _frozen(student: nn.Module) -> set[str]:
+    parameters = _bare(student).named_parameters(remove_duplicate=False)
+    return {f"student.{name}" for name, value in parameters if not value.requires_grad}
+
+
+def _targets(path: Path, student: nn.Module, stored: dict[str, Any]) -> dict[str, Tensor]:
+    """The student's tensors that a checkpoint holds, once it is clear that all of them fit."""
+    tensors = _student_tensors(student)
+    there = {name for name in stored if name.startswith("student.")}
+    faults = [f"{name} is missing" for name in sorted(tensors.keys() - there - _frozen(student))]
+    faults += [f"{name} is not in this student" for name in sorted(there - tensors.keys())]
+    targets = {name: tensors[name] for name in sorted(there & tensors.keys())}
+    for name, tensor in targets.items():
+        found = (tuple(stored[name].size), stored[name].properties.dtype)
+        if found != (tuple(tensor.shape), tensor.dtype):
+            faults.append(f"{name} is {found}, not {(tuple(tensor.shape), tensor.dtype)}")
+    if faults:
+        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise CheckpointError(
+            f"{path} does not fit this student: {'; '.join(faults[:5])}{more}",
+            "use the configuration that it was trained with (config.yaml of its run)",
+        )
+    return targets
+
+
+def _empty_moments(
+    path: Path, student: nn.Module, stored: dict[str, Any]
+) -> dict[str, dict[str, Tensor]]:
+    """Uninitialised optimizer state of each parameter, of the stored kinds, to be filled."""
+    parameters = dict(_bare(student).named_parameters())
+    moments: dict[str, dict[str, Tensor]] = {}
+    for entry in stored:
+        if not entry.startswith("optimizer."):
+            continue
+        name, _, key = entry.removeprefix("optimizer.").rpartition(".")
+        if name not in parameters:
+            raise CheckpointError(
+                f"{path} has optimizer state of {name}, which this student does not have",
+                "use the configuration that it was trained with (config.yaml of its run)",
+            )
+        like, size, dtype = parameters[name], stored[entry].size, stored[entry].properties.dtype
+        if size == like.shape and size:  # sharded where the parameter is
+            moments.setdefault(name, {})[key] = torch.empty_like(like.detach(), dtype=dtype)
+        else:
+            moments.setdefault(name, {})[key] = torch.empty(size, dtype=dtype)
+    return moments
+
+
+def _set_moments(
+    student: nn.Module, optimizer: Optimizer, moments: dict[str, dict[str, Tensor]]
+) -> None:
+    """Gives an optimizer its state, in the form that its own `load_state_dict` takes."""
+    names = {parameter: name for name, parameter in _bare(student).named_parameters()}
+    packed = optimizer.state_dict()
+    packed["state"] = {
+        index: moments[names[parameter]]
+        for group, packed_group in zip(optimizer.param_groups, packed["param_groups"], strict=True)
+        for parameter, index in zip(group["params"], packed_group["params"], strict=True)
+        if names.get(parameter) in moments
+    }
+    optimizer.load_state_dict(packed)
+
+
+class _Writer(dcp.FileSystemWriter):
+    """Leaves out the path and the random number that would make equal checkpoints differ."""
+
+    def storage_meta(self) -> StorageMeta:
+        return StorageMeta()
+
+
+class _Reader(dcp.FileSystemReader):
+    """Reads the tensors that an index, read with care beforehand, speaks of."""
+
+    def __init__(self, path: Path, metadata: Metadata) -> None:
+        super().__init__(path)
+        self._metadata = metadata
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        return self._metadata
+
+
+_DCP = "torch.distributed.checkpoint."
+_ALLOWED = {
+    *((f"{_DCP}metadata", name) for name in (
+        "Metadata", "MetadataIndex", "StorageMeta", "TensorStorageMetadata", "TensorProperties",
+        "ChunkStorageMetadata", "_MEM_FORMAT_ENCODING",
+    )),
+    (f"{_DCP}filesystem", "_StorageInfo"),
+    ("torch.serialization", "_get_layout"),
+    ("torch", "Size"),
+    *(("torch", str(d).removeprefix("torch.")) for d in vars(torch).values()
+      if isinstance(d, torch.dtype)),
+}  # fmt: skip
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+def _read_metadata(path: Path, files: Collection[str]) -> Metadata:
+    """DCP's index, which may speak of tensors in the named files and of nothing else."""
+    file = path / METADATA
+    try:
+        with file.open("rb") as stream:
+            metadata = _MetadataUnpickler(stream).load()
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise damaged(file, f"it is not an index of tensors ({error})") from error
+    if not isinstance(metadata, Metadata):
+        raise damaged(file, "it is not an index of tensors")
+    if not all(isinstance(v, TensorStorageMetadata) for v in metadata.state_dict_metadata.values()):
+        raise damaged(file, "it speaks of something else than tensors")
+    for info in (metadata.storage_data or {}).values():
+        if info.relative_path not in files or info.transform_descriptors:
+            raise damaged(
+                file, f"it points to {info.relative_path!r}, which is not of this checkpoint"
+            )
+    return metadata
+
+
+def _ignore_single_process() -> None:
+    """Silences DCP's warning that it works alone: reading always does, and one process may."""
+    warnings.filterwarnings("ignore", message="torch.distributed is disabled")

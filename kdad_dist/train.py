@@ -1,0 +1,305 @@
+"""Training: `build` assembles a run from its configuration, `fit` is the only training loop."""
+
+import logging
+import math
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from kdad_dist.config import RunConfig
+from kdad_dist.data.index import Index, Split
+from kdad_dist.data.loader import Loader, Micro, open_loader
+from kdad_dist.errors import ConfigError, DataError, Preempted, TrainingError
+from kdad_dist.methods import build_method
+from kdad_dist.methods.base import Method
+from kdad_dist.models.norm import convert_batchnorm
+from kdad_dist.models.weights import load_state, weights_hash
+from kdad_dist.runtime import session
+from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
+from kdad_dist.runtime.preemption import Agreement, StopRequest
+from kdad_dist.runtime.recorder import Recorder, SaveTimer
+from kdad_dist.runtime.rundir import claimed, refuse_changes
+from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.tracker import check_wandb
+from kdad_dist.schedule import base_lr, learning_rate
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that a training needs, assembled, its weights at `state`."""
+
+    config: RunConfig
+    session: Session
+    method: Method
+    optimizer: torch.optim.Optimizer
+    loader: Loader
+    validation: Loader | None
+    checkpoints: CheckpointManager
+    state: TrainState
+    best: float
+    """Lowest loss on the held-out images up to `state`; infinite before the first."""
+    steps: int
+    """Optimizer steps of the whole training."""
+
+
+def train(config: RunConfig) -> None:
+    """Trains the run of this configuration, or goes on where it stopped.
+
+    Raises:
+        Preempted: it was asked to stop, and saved a checkpoint.
+        KdadError: the configuration, the data or the numbers do not allow to go on.
+    """
+    check_wandb(config.track.wandb)
+    with session.start(config.train.precision, config.track.wandb != "disabled") as here:
+        refuse_changes(config)
+        here.barrier()  # before the main process writes the new configuration
+        with claimed(config) if here.is_main else nullcontext():
+            fit(build(config, here))
+
+
+def fit(run: Run) -> None:
+    """Takes every optimizer step that is left to take."""
+    stop = StopRequest(run.config.directory, run.config.train.max_time)
+    agreement = Agreement(run.session.device, run.config.train.check_every)
+    record = Recorder(run.config, run.session, run.loader, run.state, run.steps)
+    saving, best = SaveTimer(run.config), run.best
+    run.method.train()
+    with record.recording():
+        for step, micros in enumerate(run.loader.steps(run.state.step, run.steps), run.state.step):
+            done, lr = step + 1, rate(run, step)
+            losses, norm = take_step(run, micros, lr)
+            agreement.note(done, is_finite(run, losses["loss"], norm))
+            record.step(done, losses, norm, lr)
+            verdict = agreement.check(done, stop.poll() is not None, saving.due())
+            refuse_non_finite(verdict.first_bad)
+            metrics: dict[str, float] = {}
+            if run.validation and validates(run, done):
+                metrics["val_loss"] = validate(run, run.validation)
+                record.validation(done, metrics["val_loss"])
+            improved = metrics.get("val_loss", math.inf) < best
+            if improved or verdict.save or verdict.stop or saving.at(done) or done == run.steps:
+                refuse_non_finite(agreement.settle().first_bad)
+                save(run, done, metrics)
+                best = min(best, metrics.get("val_loss", best))
+                saving.restart()
+            if metrics or verdict.save or saving.at(done):
+                record.restart_clock()
+            if verdict.stop and done < run.steps:
+                raise Preempted(
+                    f"stopped after step {done} of {run.steps}: {stop.poll() or 'asked elsewhere'}",
+                    "start the same command again to go on",
+                )
+
+
+def take_step(run: Run, micros: list[Micro], lr: float) -> tuple[dict[str, Tensor], Tensor]:
+    """One optimizer update on the rows of all micro-batches.
+
+    DDP averages gradients over processes, so this process's sum is weighted by `world` and divided
+    by the images of the whole step. A non-finite update is skipped on the device by the fused
+    optimizer itself (`found_inf`), without the host waiting for it.
+
+    Returns:
+        The losses of this process's rows over the images of the step (summed over processes they
+        are the means), and the norm of the whole gradient before clipping.
+    """
+    accelerator, student = run.session.accelerator, run.method.student
+    losses: dict[str, Tensor] = {}
+    for i, micro in enumerate(micros):
+        last = i == len(micros) - 1
+        with nullcontext() if last else accelerator.no_sync(student), accelerator.autocast():
+            terms = {k: v.sum() / micro.step_images for k, v in run.method(micro.batch).items()}
+            accelerator.backward(terms["loss"] * run.session.world)
+        losses = {k: losses.get(k, 0) + v.detach() for k, v in terms.items()}
+    for group in run.optimizer.param_groups:
+        group["lr"] = lr
+    scaler = accelerator.scaler
+    if scaler is not None:
+        scaler.unscale_(run.optimizer)
+    norm = nn.utils.clip_grad_norm_(student.parameters(), run.config.optim.clip or math.inf)
+    if scaler is not None:
+        scaler.step(run.optimizer)
+        scaler.update()
+    else:
+        run.optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore
+        run.optimizer.step()
+    run.optimizer.zero_grad(set_to_none=True)
+    return losses, norm
+
+
+def rate(run: Run, step: int) -> float:
+    train, per_epoch = run.config.train, run.loader.steps_per_epoch
+    return learning_rate(step, run.config.optim, train.batch_size, per_epoch, run.steps)
+
+
+@torch.no_grad()
+def validate(run: Run, loader: Loader) -> float:
+    """The mean loss on the held-out normal images; as many forwards on every process."""
+    run.method.eval()
+    total = torch.zeros(2, dtype=torch.float64, device=run.session.device)
+    for micros in loader.steps(0, loader.steps_per_epoch):
+        for micro in micros:
+            with run.session.accelerator.autocast():
+                loss = run.method(micro.batch)["loss"]
+            total += torch.stack([loss.double().sum(), torch.tensor(len(loss), device=loss.device)])
+    run.method.train()
+    loss_sum, images = run.session.sum(total).tolist()
+    return loss_sum / images
+
+
+def validates(run: Run, done: int) -> bool:
+    """At the end of every `validate_every`-th epoch, and at the very end."""
+    per_epoch = run.loader.steps_per_epoch
+    return done == run.steps or done % (per_epoch * run.config.train.validate_every) == 0
+
+
+def refuse_non_finite(first_bad: int | None) -> None:
+    if first_bad is not None:
+        raise TrainingError(
+            f"the loss or the gradient of step {first_bad + 1} is not finite; its update was not "
+            "applied and nothing was saved since",
+            "lower optim.lr, set optim.clip, or use train.precision=no; the run goes on from its "
+            "last checkpoint",
+        )
+
+
+def save(run: Run, done: int, metrics: dict[str, float]) -> None:
+    scaler = run.session.accelerator.scaler
+    if scaler is not None:
+        metrics = metrics | {"loss_scale": scaler.get_scale()}
+    state = TrainState(done, run.loader.samples_seen(done))
+    run.checkpoints.save(run.method.student, run.optimizer, state, metrics)
+
+
+def is_finite(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
+    """Whether a step went well. Under fp16 gradients overflow in the normal course of things,
+    the scaler then skips the update and lowers its scale.
+    """
+    if run.session.accelerator.scaler is not None:
+        return loss.isfinite()
+    return loss.isfinite() & norm.isfinite()
+
+
+def build(config: RunConfig, here: Session) -> Run:
+    """Assembles the run: data, method, optimizer, and the newest checkpoint that verifies."""
+    index = Index.read(config.data.shards)
+    method = build_method(config)
+    if config.train.init_from:
+        load_weights(method.student, read_weights(Path(config.train.init_from)), "train.init_from")
+    method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    identity = {"data": index.fingerprint}
+    if method.teacher is not None:
+        identity["teacher"] = weights_hash(method.teacher)
+    loader, validation = open_loaders(config, index, method, here)
+    optimizer = wrap(config, method, here)
+    checkpoints = CheckpointManager(
+        config.directory / "checkpoints", config.checkpoint.keep, identity
+    )
+    state, best = resume(checkpoints, method.student, optimizer, here)
+    epochs = config.train.epochs or 0
+    steps = config.train.steps or epochs * loader.steps_per_epoch
+    return Run(config, here, method, optimizer, loader, validation, checkpoints, state, best, steps)
+
+
+def wrap(config: RunConfig, method: Method, here: Session) -> torch.optim.Optimizer:
+    """Makes the student one network over all processes, and returns its optimizer."""
+    student = method.student
+    if here.world > 1:
+        student = convert_batchnorm(student)
+    if config.train.compile:
+        student.compile()
+    optimizer = build_optimizer(config, student)
+    method.student = here.accelerator.prepare(student)
+    return optimizer
+
+
+def build_optimizer(config: RunConfig, student: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer of the trainable parameters; fused ones can skip an update on the device."""
+    optim = config.optim
+    parameters = [p for p in student.parameters() if p.requires_grad]
+    lr, decay = base_lr(optim, config.train.batch_size), optim.weight_decay
+    if optim.name == "sgd":
+        return torch.optim.SGD(parameters, lr, optim.momentum, weight_decay=decay, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
+    return kind(parameters, lr, optim.betas, weight_decay=decay, fused=True)
+
+
+def resume(
+    checkpoints: CheckpointManager,
+    student: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    here: Session,
+) -> tuple[TrainState, float]:
+    """Loads the newest checkpoint that verifies, if any; the state, and the best loss so far."""
+    path = checkpoints.latest()
+    if path is None:
+        return TrainState(step=0, samples_seen=0), math.inf
+    state = checkpoints.load(path, student, optimizer)
+    scaler = here.accelerator.scaler
+    if scaler is not None:
+        scaler.update(checkpoints.manifest(path)["metrics"]["loss_scale"])
+    best = checkpoints.best()
+    log.info("going on from step %d (%s)", state.step, path)
+    return state, math.inf if best is None else checkpoints.manifest(best)["metrics"]["val_loss"]
+
+
+def open_loaders(
+    config: RunConfig, index: Index, method: Method, here: Session
+) -> tuple[Loader, Loader | None]:
+    """The loaders of the training images and of the held-out ones (None: nothing is held out).
+
+    Raises:
+        DataError: there is no training image at all.
+    """
+    data, train = config.data, config.train
+    selected = {
+        split: index.select(split, data.category, data.normal_class, data.val_fraction)
+        for split in (Split.TRAIN, Split.VAL)
+    }
+    if not selected[Split.TRAIN]:
+        raise DataError(
+            f"{data.shards} holds no normal training image of category {data.category}",
+            "pack a folder with train/good, or choose another data.category",
+        )
+    log.info(
+        "%d training images, %d held out for validation",
+        len(selected[Split.TRAIN]),
+        len(selected[Split.VAL]),
+    )
+
+    def loader(split: Split) -> Loader | None:
+        samples = selected[split]
+        if not samples:
+            return None
+        if data.access == "stream":
+            return StreamLoader(
+                index,
+                samples,
+                data.image_size,
+                train.batch_size,
+                config.seed,
+                here.rank,
+                here.world,
+                train.micro_batch_size,
+                here.device,
+            )
+        pixels = open_pixels(samples, index, data.image_size, data.cache, here.device)
+        plan = Plan(
+            len(samples),
+            train.batch_size,
+            config.seed,
+            here.rank,
+            here.world,
+            train.micro_batch_size,
+        )
+        targets = None
+        if getattr(config.method, "cache_teacher", False):
+            targets = cached_targets(config, index, samples, pixels, method, here)
+        return IndexedLoader(pixels, plan, here.device, targets)
+
+    training = loader(Split.TRAIN)
+    assert training is not None
+    return training, loader(Split.VAL)
