@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from tests.needs import REPOSITORY, require_or_skip
 
 
 @pytest.fixture(scope="session")
@@ -14,7 +14,9 @@ def shared_data() -> Path:
     """Real images and weights, where they lie beside the checkout (or where KDAD_SHARED says)."""
     folder = Path(os.environ.get("KDAD_SHARED", REPOSITORY.parent / "shared")) / "data"
     if not folder.is_dir():
-        pytest.skip(f"real data is not at {folder}; set KDAD_SHARED to the folder that holds data/")
+        require_or_skip(
+            "data", f"real data is not at {folder}; set KDAD_SHARED to the folder that holds data/"
+        )
     return folder
 
 

@@ -5,6 +5,7 @@ to stop knows nothing of its processes' end. So the run's `status.json` decides 
 preempted; otherwise the exit code of the process that failed first stands.
 
     python -m kdad_dist.runtime.launcher OPTIONS_OF_ACCELERATE -m kdad_dist VERB ARGUMENTS...
+    python -m kdad_dist.runtime.launcher --run-directory CONFIG OVERRIDES...
 """
 
 import json
@@ -12,18 +13,52 @@ import subprocess
 import sys
 from pathlib import Path
 
-from accelerate.commands.launch import launch_command, launch_command_parser
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-
 from kdad_dist.config import load
 from kdad_dist.errors import KdadError, Preempted
 
 
-def main() -> None:
+def main() -> int:
+    if sys.argv[1:2] == ["--run-directory"]:
+        sys.stdout.write(f"{run_directory(sys.argv[2:])}\n")
+        return 0
+    from accelerate.commands.launch import launch_command_parser
+
     arguments = launch_command_parser().parse_args()
-    status = status_file(arguments.training_script_args)
+    try:
+        status = run_directory(arguments.training_script_args[1:]) / "status.json"
+    except KdadError:
+        status = Path()  # the program itself will say what is wrong
     before = read(status)
+    code = launch(arguments)
+    # A status that was there before this launch says nothing of it.
+    after = read(status)
+    if code and after != before and json.loads(after)["state"] == "preempted":
+        return Preempted.exit_code
+    return code
+
+
+def run_directory(words: list[str]) -> Path:
+    """The directory that the words after `train` (CONFIG OVERRIDES...) or `score` (RUN) name.
+
+    Raises:
+        ConfigError: they name none.
+    """
+    first, *others = words or [""]
+    if first and Path(first).is_dir():
+        return Path(first)
+    return load(first, [word for word in others if "=" in word]).directory
+
+
+def read(status: Path) -> str:
+    return status.read_text(encoding="utf-8") if status.is_file() else ""
+
+
+def launch(arguments: object) -> int:
+    """Runs `accelerate launch`; returns 0, or the exit code of the process that failed first."""
+    from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
         launch_command(arguments)
     except ChildFailedError as error:
@@ -33,28 +68,12 @@ def main() -> None:
     except SignalException as error:
         code = 128 + error.sigval
     else:
-        return
-    # A status that was there before this launch says nothing of it.
-    after = read(status)
-    if after != before and json.loads(after)["state"] == "preempted":
-        code = Preempted.exit_code
-    sys.exit(code if code > 0 else 1)
-
-
-def status_file(command: list[str]) -> Path | None:
-    """Where `train CONFIG OVERRIDES...` or `VERB RUN` says how it ended, if the words name a run."""
-    _verb, first, *overrides = [*command, "", ""]
-    if Path(first).is_dir():
-        return Path(first) / "status.json"
-    try:
-        return load(first, [word for word in overrides if "=" in word]).directory / "status.json"
-    except KdadError:
-        return None  # the program itself will say what is wrong
-
-
-def read(path: Path | None) -> str:
-    return path.read_text(encoding="utf-8") if path is not None and path.exists() else ""
+        return 0
+    return code if code > 0 else 1
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        sys.exit(main())
+    except KdadError as error:
+        sys.exit(f"error: {error}")
