@@ -13,18 +13,15 @@ Learning rate, position in the data and the like are not stored: they follow fro
 configuration and the step.
 """
 
-import errno
 import logging
 import math
 import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import torch.distributed as dist
 from torch import nn
-from torch.distributed.checkpoint.api import CheckpointException
 from torch.optim import Optimizer
 
 from kdad_dist.errors import CheckpointError
@@ -41,8 +38,7 @@ from kdad_dist.runtime.manifest import (
     verify,
 )
 from kdad_dist.runtime.tensors import METADATA, read_tensors, write_tensors
-
-T = TypeVar("T")
+from kdad_dist.runtime.together import on_main, processes, rank_here, together
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +88,12 @@ class CheckpointManager:
             CheckpointError: on every process, naming the one that could not write, and why.
         """
         final = self.directory / step_name(state.step)
-        partial = _on_main("prepared", final, lambda: self._prepare(final, metrics))
+        partial = on_main("prepared", final, lambda: self._prepare(final, metrics))
         if partial is None:
             return final
         try:
-            _together("written", final, lambda: write_tensors(partial, student, optimizer))
-            shares = _together("written", final, lambda: _own_files(partial))
+            together("written", final, lambda: write_tensors(partial, student, optimizer))
+            shares = together("written", final, lambda: _own_files(partial))
             body = {
                 "version": VERSION,
                 "step": state.step,
@@ -107,12 +103,12 @@ class CheckpointManager:
                 "world_size": len(shares),
                 "files": {name: entry for share in shares for name, entry in share.items()},
             }
-            _on_main("published", final, lambda: _publish(body, partial, final))
+            on_main("published", final, lambda: _publish(body, partial, final))
         except CheckpointError:
-            if _rank() == 0:
+            if rank_here() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        _on_main("pruned", self.directory, lambda: self._prune(final))
+        on_main("pruned", self.directory, lambda: self._prune(final))
         return final
 
     def latest(self) -> Path | None:
@@ -141,8 +137,8 @@ class CheckpointManager:
             read_tensors(path, body["files"], student, optimizer)
             return body
 
-        _together("read", path, lambda: verify(path, _rank(), _world_size()))
-        body = _together("read", path, read)[0]
+        together("read", path, lambda: verify(path, rank_here(), processes()))
+        body = together("read", path, read)[0]
         return TrainState(step=body["step"], samples_seen=body["samples_seen"])
 
     @staticmethod
@@ -155,7 +151,7 @@ class CheckpointManager:
         return sorted(path for path in self.directory.glob("step_*") if path.is_dir())
 
     def _first_sound(self, order: Callable[[list[Path]], Iterable[Path]]) -> Path | None:
-        """The main process chooses for all: two readers of a network disk may see it differently."""
+        """The main process chooses for all, since a network disk may show others something else."""
 
         def search() -> Path | None:
             for path in order(self._published()):
@@ -163,7 +159,7 @@ class CheckpointManager:
                     return path
             return None
 
-        return _on_main("searched", self.directory, search)
+        return on_main("searched", self.directory, search)
 
     def _prepare(self, final: Path, metrics: dict[str, float]) -> Path | None:
         """A new directory to write into, or None where the step has a sound checkpoint."""
@@ -231,8 +227,8 @@ def _ranked(paths: list[Path]) -> list[Path]:
 
 def _own_files(partial: Path) -> dict[str, dict[str, Any]]:
     """Entries of the files that this process wrote, read back from the disk."""
-    files = sorted(partial.glob(f"__{_rank()}_*"))
-    if _rank() == 0:
+    files = sorted(partial.glob(f"__{rank_here()}_*"))
+    if rank_here() == 0:
         files.append(partial / METADATA)
     return {file.name: file_entry(file) for file in files}
 
@@ -249,57 +245,3 @@ def _publish(body: dict[str, Any], partial: Path, final: Path) -> None:
         delete(final)
     partial.rename(final)
     sync_directory(final.parent)
-
-
-def _rank() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def _world_size() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def _on_main(done: str, path: Path, work: Callable[[], T]) -> T:
-    """What `work` returns in the main process, for all of them; its failure is everybody's."""
-    result = _together(done, path, lambda: work() if _rank() == 0 else None)[0]
-    return result  # type: ignore[return-value]
-
-
-def _together(done: str, path: Path, work: Callable[[], T]) -> list[T]:
-    """What `work` returned in each process, by rank; the failure of one is the error of all.
-
-    Without this, a process that fails alone leaves the others waiting for it forever.
-    """
-    result, failure, cause = None, None, None
-    try:
-        result = work()
-    except CheckpointError as error:
-        failure, cause = (error.problem, error.remedy), error
-    except (Exception, CheckpointException) as error:  # noqa: BLE001 - raised again below
-        failure, cause = _describe(error, done, path), error
-    outcomes: list[Any] = [(result, failure)]
-    if _world_size() > 1:
-        outcomes = [None] * _world_size()
-        dist.all_gather_object(outcomes, (result, failure))
-    for _, failed in outcomes:
-        if failed:
-            raise CheckpointError(*failed) from cause
-    return [outcome for outcome, _ in outcomes]
-
-
-def _describe(error: BaseException, done: str, path: Path) -> tuple[str, str]:
-    """Problem and remedy of an unforeseen failure, with the rank it happened on."""
-    rank = _rank()
-    if isinstance(error, CheckpointException):  # DCP has gathered the failures of all ranks
-        rank, (error, _) = min(error.failures.items())
-    code = error.errno if isinstance(error, OSError) else None
-    remedies = {
-        errno.ENOSPC: "free some space, or set `output` to a disk with more",
-        errno.EDQUOT: "free some of your quota, or set `output` to another disk",
-        errno.EACCES: "allow this user to write there, or set `output` to another directory",
-        errno.EROFS: "set `output` to a directory that can be written to",
-    }
-    return (
-        f"checkpoint {path} cannot be {done}: rank {rank}: {type(error).__name__}: {error}",
-        remedies.get(code or 0, "look at the file system and the error above, then start again"),
-    )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from kdad_dist.errors import CheckpointError
+from kdad_dist.runtime.files import write_text
 
 VERSION = 1
 MANIFEST = "manifest.json"
@@ -30,7 +31,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         raw = file.read_bytes()
         body = json.loads(raw)
-        intact = isinstance(body, dict) and render(body) == raw
+        intact = isinstance(body, dict) and render(body).encode() == raw
     except FileNotFoundError as error:
         raise CheckpointError(
             f"there is no checkpoint at {path}: {MANIFEST} is missing",
@@ -55,20 +56,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def replace_manifest(path: Path, body: dict[str, Any]) -> None:
     """Writes the manifest, flushed to the disk, in one move."""
-    partial = path / f"{MANIFEST}.partial"
-    with partial.open("wb") as file:
-        file.write(render(body))
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path / MANIFEST)
+    write_text(path / MANIFEST, render(body))
     sync_directory(path)
 
 
-def render(body: dict[str, Any]) -> bytes:
-    """The only bytes that a manifest of this content may have: its sha256 stands in it."""
+def render(body: dict[str, Any]) -> str:
+    """The only text that a manifest of this content may have: its sha256 stands in it."""
     content = {key: value for key, value in body.items() if key != "sha256"}
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return json.dumps({**content, "sha256": digest}, indent=1, sort_keys=True).encode()
+    return json.dumps({**content, "sha256": digest}, indent=1, sort_keys=True)
 
 
 def file_entry(file: Path) -> dict[str, Any]:
@@ -79,7 +75,7 @@ def file_entry(file: Path) -> dict[str, Any]:
 
 
 def verify(path: Path, share: int = 0, shares: int = 1) -> None:
-    """Reads every `shares`-th file of a checkpoint, beginning with number `share`, and its manifest.
+    """Reads the manifest and every `shares`-th of its files, beginning with number `share`.
 
     Raises:
         CheckpointError: a file is missing or differs from the manifest by as much as a bit.

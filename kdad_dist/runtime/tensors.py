@@ -6,16 +6,18 @@ hyper-parameters follow from the configuration and the step. DCP's own index, `.
 pickle; it is read by an unpickler that knows a dozen plain classes and no others.
 """
 
-import pickle  # noqa: S403 - only to derive the restricted unpickler
+import pickle
 import warnings
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from kdad_dist.errors import CheckpointError
@@ -39,7 +41,7 @@ def write_tensors(path: Path, student: nn.Module, optimizer: Optimizer) -> None:
             tensors[f"optimizer.{name}.{key}"] = value
     with warnings.catch_warnings():
         _ignore_single_process()
-        dcp.save(tensors, storage_writer=_Writer(path))
+        save(tensors, storage_writer=_Writer(path))
 
 
 def read_tensors(
@@ -60,7 +62,7 @@ def read_tensors(
         targets |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
     with warnings.catch_warnings():
         _ignore_single_process()
-        dcp.load(targets, storage_reader=_Reader(path, metadata), no_dist=True)
+        load(targets, storage_reader=_Reader(path, metadata), no_dist=True)
     if optimizer:
         _set_moments(student, optimizer, moments)
 
@@ -146,14 +148,14 @@ def _set_moments(
     optimizer.load_state_dict(packed)
 
 
-class _Writer(dcp.FileSystemWriter):
+class _Writer(FileSystemWriter):
     """Leaves out the path and the random number that would make equal checkpoints differ."""
 
     def storage_meta(self) -> StorageMeta:
         return StorageMeta()
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Reads the tensors that an index, read with care beforehand, speaks of."""
 
     def __init__(self, path: Path, metadata: Metadata) -> None:
