@@ -123,7 +123,7 @@ def _reserve(path: Path, size: int, description: str) -> None:
             os.posix_fallocate(file.fileno(), 0, size)
         except OSError as error:
             raise DataError(
-                f"the cache of {description} needs {size / 2**20:.0f} MiB in {path.parent.parent}, "
+                f"the cache of {description} needs {size / 2**20:.1f} MiB in {path.parent.parent}, "
                 f"which cannot be had: {error.strerror}",
                 ELSEWHERE,
             ) from None

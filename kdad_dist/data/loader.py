@@ -136,7 +136,7 @@ class DevicePixels:
             self._images = torch.tensor(images, device=device)
         except torch.OutOfMemoryError:
             raise ConfigError(
-                f"data.cache=device needs {images.nbytes / 2**20:.0f} MiB, more than {device} has",
+                f"data.cache=device needs {images.nbytes / 2**20:.1f} MiB, more than {device} has",
                 "set data.cache=ram",
             ) from None
 

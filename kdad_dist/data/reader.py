@@ -13,7 +13,14 @@ from urllib.request import Request, urlopen
 import numpy as np
 from numpy.typing import NDArray
 
-from kdad_dist.data.image import decode_image, decode_mask, resize_image, resize_mask
+from kdad_dist.data.image import (
+    EXTENSIONS,
+    Resize,
+    decode_image,
+    decode_mask,
+    resize_image,
+    resize_mask,
+)
 from kdad_dist.data.index import (
     HTTP_TIMEOUT,
     INDEX_FILE,
@@ -26,7 +33,7 @@ from kdad_dist.data.index import (
 )
 from kdad_dist.errors import ConfigError, DataError
 
-IMAGE_EXTENSIONS = frozenset({"jpg", "jpeg", "png", "bmp", "tif", "tiff", "webp"})
+IMAGE_EXTENSIONS = frozenset(EXTENSIONS.values())
 """Members with other extensions are never decoded, whatever the index says."""
 FIT_VERSION = 1
 """Raised when `Fit` gives other pixels for the same bytes; cached pixels are then made again."""
@@ -53,27 +60,19 @@ class Fit:
                 f"pack the data set again with --size {size}, or set data.image_size={packed_size}",
             )
         self.size = size
-        self.shorter = mode == "shorter"
+        self.mode: Resize = "shorter" if mode == "shorter" else "squash"
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(size, size, 3)."""
-        if self._resized(image.shape) != image.shape[:2]:
-            image = resize_image(image, self.size, "shorter" if self.shorter else "squash")
-        return self._crop(image)
+        return self._crop(resize_image(image, self.size, self.mode))
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(size, size)."""
-        height, width = self._resized(mask.shape)
-        if (height, width) != mask.shape:
-            mask = resize_mask(mask, height, width)
-        return self._crop(mask)
-
-    def _resized(self, shape: tuple[int, ...]) -> tuple[int, int]:
-        height, width = shape[:2]
-        if not self.shorter:
-            return self.size, self.size
-        scale = self.size / min(height, width)
-        return max(self.size, round(height * scale)), max(self.size, round(width * scale))
+        height, width = self.size, self.size
+        if self.mode == "shorter":
+            scale = self.size / min(mask.shape)
+            height, width = (round(side * scale) for side in mask.shape)
+        return self._crop(resize_mask(mask, height, width))
 
     def _crop(self, array: NDArray) -> NDArray:
         top, left = ((side - self.size) // 2 for side in array.shape[:2])
