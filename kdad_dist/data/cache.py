@@ -117,7 +117,7 @@ def _make(
 
 def _reserve(path: Path, size: int, description: str) -> None:
     """Claims the disk space first: writing to a mapped file on a full disk kills the process."""
-    log.info("computing %s: %.0f MiB in %s", description, size / 2**20, path.parent.parent)
+    log.info("computing %s: %.1f MiB in %s", description, size / 2**20, path.parent.parent)
     with path.open("wb") as file:
         try:
             os.posix_fallocate(file.fileno(), 0, size)
