@@ -1,11 +1,12 @@
 """Who reads what: pure arithmetic, without torch, files or processes.
 
-The order of an epoch depends on (seed, epoch) alone. A global batch is a run of that order; each
-process takes every world-th row of it. Hence a step holds the same images on 1 or 64 processes,
-every image comes exactly once per epoch, and to resume one needs to know nothing but the step.
+With `Plan` the order of an epoch depends on (seed, epoch) alone. A global batch is a run of that
+order; each process takes every world-th row of it. Hence a step holds the same images on 1 or 64
+processes, every image comes exactly once per epoch, and to resume one needs to know nothing but
+the step. `StreamPlan` promises less, for data that can only be read shard by shard.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,3 +87,91 @@ class Plan:
             MicroBatch(part[self.rank :: self.world], len(batch))
             for part in np.array_split(batch, passes)
         ]
+
+
+@dataclass(frozen=True)
+class StreamPlan:
+    """The reading plan of one process that takes whole shards, one after the other.
+
+    The shards of an epoch are permuted by (seed, epoch) and dealt out so that the processes hold
+    about the same number of images. Every step takes the same number of images over all processes
+    as in `Plan`, from each process in proportion to what it holds. So every image comes exactly
+    once per epoch, all processes make equal numbers of steps and passes, one that holds fewer
+    images (or none) contributes fewer, and where each one stands at a step is known everywhere.
+    Unlike in `Plan`, which images a step holds depends on the number of processes.
+    """
+
+    shards: tuple[Rows, ...]
+    """Positions in the list of samples, by shard."""
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world: int = 1
+    micro_batch_size: int | None = None
+
+    @property
+    def count(self) -> int:
+        return sum(map(len, self.shards))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return -(-self.count // self.batch_size)
+
+    def samples_seen(self, step: int) -> int:
+        """Images of all processes in the first `step` steps."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return epoch * self.count + min(within * self.batch_size, self.count)
+
+    def deal(self, epoch: int) -> list[list[int]]:
+        """The shards of each process in reading order: each goes to whom holds fewest images."""
+        dealt: list[list[int]] = [[] for _ in range(self.world)]
+        held = [0] * self.world
+        for shard in order(len(self.shards), self.seed, epoch).tolist():
+            reader = held.index(min(held))
+            dealt[reader].append(shard)
+            held[reader] += len(self.shards[shard])
+        return dealt
+
+    def shard_order(self, shard: int, epoch: int) -> Rows:
+        """The rows of a shard in the order of this epoch."""
+        rows = self.shards[shard]
+        return rows[order(len(rows), self.seed + (shard + 1) * 1_000_003, epoch)]
+
+    def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of this process in steps `start` to `stop` - 1, step by step."""
+        epoch_of_rows = -1
+        rows, readers = np.empty(0, np.int64), np.empty(0, np.int64)
+        for step in range(start, stop):
+            epoch, within = divmod(step, self.steps_per_epoch)
+            if epoch != epoch_of_rows:
+                epoch_of_rows, (rows, readers) = epoch, self._epoch(epoch)
+            first, last = within * self.batch_size, (within + 1) * self.batch_size
+            shares = np.bincount(readers[first:last], minlength=self.world)
+            begin = np.count_nonzero(readers[:first] == self.rank)
+            passes = self._passes(int(shares.max()))
+            images = int(shares.sum())
+            mine = rows[begin : begin + shares[self.rank]]
+            yield [MicroBatch(part, images) for part in np.array_split(mine, passes)]
+
+    def _passes(self, largest_share: int) -> int:
+        if self.micro_batch_size is None:
+            return 1
+        return -(-largest_share // self.micro_batch_size)
+
+    def _epoch(self, epoch: int) -> tuple[Rows, Rows]:
+        """This process's rows in order, and which process gives each image of the global order."""
+        dealt = self.deal(epoch)
+        held = np.array([sum(len(self.shards[i]) for i in shards) for shards in dealt])
+        # Spreads each process's images evenly over the epoch: the i-th of n stands at (i + 1/2)/n.
+        places = np.concatenate([(np.arange(n) + 0.5) / max(n, 1) for n in held])
+        readers = np.repeat(np.arange(self.world), held)[np.argsort(places, kind="stable")]
+        mine = [self.shard_order(shard, epoch) for shard in dealt[self.rank]]
+        return np.concatenate([np.empty(0, np.int64), *mine]), readers
+
+
+def by_shard(names: Sequence[str]) -> dict[str, Rows]:
+    """The positions of samples by the shard that each lies in, in order of appearance."""
+    rows: dict[str, list[int]] = {}
+    for row, name in enumerate(names):
+        rows.setdefault(name, []).append(row)
+    return {name: np.array(found, dtype=np.int64) for name, found in rows.items()}
