@@ -1,0 +1,251 @@
+"""The result of a run as one HTML page: no network, no script, nothing beside the file.
+
+`write_report` reads a run directory (`report_data`), makes of it what the page shows
+(`report_tables`, `report_charts`, `report_pictures`), and fills the template. The same run gives the same
+bytes.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+
+from kdad_dist import report_charts as charts
+from kdad_dist.errors import DataError
+from kdad_dist.report_charts import Chart
+from kdad_dist.report_data import METRICS, Example, Figures, RunFiles, Score, Threshold, read_run
+from kdad_dist.report_pictures import ANCHORS, Panels, panels
+from kdad_dist.report_tables import (
+    decisions,
+    duration,
+    figure,
+    headline,
+    kind_of,
+    moment,
+    number,
+    percent,
+    rates,
+    table,
+    training_facts,
+)
+
+PICTURES = 64
+"""Examples on a page, so that it stays near 3 MB however many categories a run has."""
+PICTURES_PER_GROUP = 6
+GROUPS = {
+    "miss": ("Worst misses", "Defective images that scored lowest."),
+    "false_alarm": ("Worst false alarms", "Normal images that scored highest."),
+    "hit": ("Best hits", "Defective images that scored highest."),
+    "normal": ("Normal images", "Normal images that scored low, as they should."),
+}
+"""Kind of example -> heading and explanation, in the order of the page."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    example: Example
+    panels: Panels
+    verdict: str
+    ratio: float | None
+    """Score in units of the threshold."""
+
+
+@dataclass(frozen=True)
+class Group:
+    kind: str
+    """"normal" or "defective": what its images are."""
+    title: str
+    explanation: str
+    pictures: list[Picture]
+    total: int
+
+
+@dataclass(frozen=True)
+class Category:
+    """What the page shows of one category; a text stands for what cannot be shown, and says why."""
+
+    name: str
+    scores: Chart | str
+    roc: Chart | str
+    pro: Chart | str
+    groups: list[Group]
+    scale: list[str]
+    """Labels of the anomaly maps' colour scale, evenly spaced; empty without maps."""
+
+
+def write_report(run: Path) -> Path:
+    """Writes RUN/report.html and returns its path.
+
+    Raises:
+        UsageError: the directory holds no run.
+        DataError: a file of the run is damaged, or the page cannot be written.
+    """
+    page = render(read_run(run))
+    path = run / "report.html"
+    temporary = run / f".report.html.{os.getpid()}"
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise DataError(f"cannot write {path}: {error}", "make room or rights for it") from None
+    return path
+
+
+def render(files: RunFiles) -> str:
+    """The page, as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "figure": figure,
+        "percent": percent,
+        "duration": duration,
+        "moment": moment,
+    }
+    rows, notes = table(files)
+    scored = files.metrics
+    return environment.get_template("report.html.j2").render(
+        run=files,
+        metrics=METRICS,
+        headline=headline(files),
+        rows=rows,
+        notes=notes,
+        threshold=scored.threshold if scored and scored.threshold else Threshold(),
+        rates=rates(scored.threshold) if scored and scored.threshold else "",
+        decisions=decisions(files.scores),
+        categories=categories(files),
+        loss=loss(files),
+        training=training_facts(files),
+        colours=ANCHORS,
+        provenance=scored.provenance if scored else {},
+    )
+
+
+def categories(files: RunFiles) -> list[Category]:
+    """Charts and pictures of every category that any file of the run names."""
+    figures = files.metrics.categories if files.metrics else {}
+    named = [
+        *figures,
+        *(score.category for score in files.scores),
+        *files.curves,
+        *(example.category for example in files.examples),
+    ]
+    names = list(dict.fromkeys(named))
+    shown = max(1, min(PICTURES_PER_GROUP, PICTURES // (len(GROUPS) * max(1, len(names)))))
+    return [category(files, name, figures.get(name, Figures()), shown) for name in names]
+
+
+def category(files: RunFiles, name: str, figures: Figures, shown: int) -> Category:
+    threshold = files.metrics.threshold if files.metrics else None
+    value = threshold.value if threshold else None
+    pixel_value = threshold.pixel_value if threshold else None
+    scores = [score for score in files.scores if score.category == name]
+    examples = [example for example in files.examples if example.category == name]
+    peaks = [example.map_max for example in examples if example.map]
+    top = 2 * pixel_value if pixel_value else max([*peaks, 0.0])
+    ticks = ["0", figure(top)]
+    if pixel_value:
+        ticks = ["0", f"{figure(pixel_value)} (threshold)", f"{figure(top)} and more"]
+    return Category(
+        name=name,
+        scores=_score_chart(scores, value),
+        roc=_roc_chart(files, name, figures, scores),
+        pro=_pro_chart(files, name, figures),
+        groups=_groups(files, examples, value, top, shown),
+        scale=ticks if peaks else [],
+    )
+
+
+def _score_chart(scores: list[Score], threshold: float | None) -> Chart | str:
+    if not scores:
+        return "No scores: this category has not been scored."
+    groups: dict[tuple[bool, str], list[float]] = {}
+    for score in scores:
+        groups.setdefault((bool(score.gt_label), kind_of(score)), []).append(score.pred_score)
+    rows = [(name, defective, groups[defective, name]) for defective, name in sorted(groups)]
+    return charts.score_chart(rows, threshold)
+
+
+def _roc_chart(files: RunFiles, name: str, figures: Figures, scores: list[Score]) -> Chart | str:
+    curves = files.curves.get(name, {})
+    drawn = []
+    for kind, label, metric in (
+        ("roc", "images", "image_auroc"),
+        ("pixel_roc", "pixels", "pixel_auroc"),
+    ):
+        curve = curves.get(kind)
+        if curve and curve.get("fpr"):
+            points = list(zip(curve["fpr"], curve["tpr"], strict=True))
+            drawn.append((label, points, getattr(figures, metric)))
+    if not drawn:
+        reason = figures.notes.get("image_auroc", "it needs normal and defective images")
+        return f"No ROC curve: {reason}."
+    return charts.roc_chart(drawn, _rates(scores))
+
+
+def _rates(scores: list[Score]) -> tuple[float, float] | None:
+    """False and true positive rate at the threshold, where both kinds of image were decided."""
+    labels = {kind: [s.pred_label for s in scores if s.gt_label == kind] for kind in (0, 1)}
+    if not all(labels.values()) or any(label is None for part in labels.values() for label in part):
+        return None
+    false, true = (sum(label or 0 for label in part) / len(part) for part in labels.values())
+    return false, true
+
+
+def _pro_chart(files: RunFiles, name: str, figures: Figures) -> Chart | str:
+    curve = files.curves.get(name, {}).get("pro")
+    if not curve or not curve.get("fpr"):
+        reason = figures.notes.get("pixel_aupro", "it needs masks of defective images")
+        return f"No PRO curve: {reason}."
+    points = list(zip(curve["fpr"], curve["pro"], strict=True))
+    return charts.pro_chart(points, figures.pixel_aupro)
+
+
+def _groups(
+    files: RunFiles, examples: list[Example], threshold: float | None, top: float, shown: int
+) -> list[Group]:
+    groups = []
+    for kind, (title, explanation) in GROUPS.items():
+        members = [example for example in examples if example.kind == kind]
+        members.sort(key=lambda e: e.pred_score, reverse=kind in {"hit", "false_alarm"})
+        pictures = [
+            Picture(
+                example,
+                panels(example, files.examples_directory, top),
+                _verdict(example),
+                example.pred_score / threshold if threshold else None,
+            )
+            for example in members[:shown]
+        ]
+        if pictures:
+            subject = "defective" if kind in {"miss", "hit"} else "normal"
+            groups.append(Group(subject, title, explanation, pictures, len(members)))
+    return groups
+
+
+def _verdict(example: Example) -> str:
+    if example.pred_label is None:
+        return "not decided"
+    if example.gt_label:
+        return "found" if example.pred_label else "missed"
+    return "false alarm" if example.pred_label else "passed"
+
+
+def loss(files: RunFiles) -> Chart | str:
+    """The loss chart, or why there is none."""
+    train = [(line["step"], number(line.get("loss"))) for line in files.log if "loss" in line]
+    held_out = [
+        (line["step"], number(line.get("val_loss"))) for line in files.log if "val_loss" in line
+    ]
+    scored = files.metrics.provenance.get("checkpoint_step") if files.metrics else None
+    chart = charts.loss_chart(train, held_out, scored if isinstance(scored, int) else None)
+    return chart or "No loss curve: metrics.jsonl holds no loss yet."

@@ -1,0 +1,106 @@
+"""Example images with ground truth and anomaly map, as data URIs for the report."""
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageFilter
+
+from kdad_dist.errors import DataError
+from kdad_dist.report_data import Example
+
+SIDE = 256
+"""Longest side of a picture, in pixels: shown at about 190, so sharp on most displays."""
+# Ten points of matplotlib's inferno (CC0): perceptually uniform, readable without colour vision.
+ANCHORS = (
+    *("#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60"),
+    *("#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"),
+)
+CONTOUR = (0, 229, 255)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Pictures of one example, as data URIs."""
+
+    image: str
+    truth: str | None
+    """The image with the outline of the annotated defect; None where there is no mask."""
+    overlay: str | None
+    width: int
+    height: int
+
+
+def panels(example: Example, folder: Path, scale_max: float) -> Panels:
+    """The pictures of an example.
+
+    Args:
+        scale_max: anomaly value that gets the brightest colour.
+
+    Raises:
+        DataError: a picture is missing or damaged.
+    """
+    image = _open(folder / example.image).convert("RGB")
+    factor = SIDE / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    image = image.resize(size, Image.Resampling.LANCZOS)
+    truth = overlay = None
+    if example.mask is not None:
+        mask = _open(folder / example.mask).convert("L").resize(size, Image.Resampling.NEAREST)
+        truth = data_uri(outline(image, mask))
+    if example.map is not None:
+        stored = np.asarray(_open(folder / example.map), dtype=np.float32)
+        anomaly = Image.fromarray(stored / 65535 * example.map_max)
+        values = np.asarray(anomaly.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
+        overlay = data_uri(heat(image, values / np.float32(scale_max or 1)))
+    return Panels(data_uri(image), truth, overlay, *size)
+
+
+def outline(image: Image.Image, mask: Image.Image) -> Image.Image:
+    """The image with a bright line, edged dark, around the mask."""
+    inside = mask.point(lambda value: 255 if value else 0)
+    line = inside.filter(ImageFilter.MaxFilter(5))
+    edge = inside.filter(ImageFilter.MaxFilter(7))
+    drawn = np.array(image)
+    drawn[(np.asarray(edge) > 0) & (np.asarray(inside) == 0)] = 0
+    drawn[(np.asarray(line) > 0) & (np.asarray(inside) == 0)] = CONTOUR
+    return Image.fromarray(drawn)
+
+
+def heat(image: Image.Image, values: NDArray[np.float32]) -> Image.Image:
+    """The grey image under the colours of `values` (h, w), of which 1 and more is brightest."""
+    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
+    level = np.clip(values, 0, 1)
+    colour = colours()[(level * 255).astype(np.uint8)]
+    weight = 0.45 + 0.4 * level[..., None]
+    return Image.fromarray((grey * (1 - weight) + colour * weight).astype(np.uint8))
+
+
+def colours() -> NDArray[np.float32]:
+    """The colour map, (256, 3) in [0, 255]: straight lines between the anchors."""
+    anchors = np.array([[int(a[i : i + 2], 16) for i in (1, 3, 5)] for a in ANCHORS])
+    at = np.linspace(0, len(ANCHORS) - 1, 256)
+    channels = [np.interp(at, np.arange(len(ANCHORS)), anchors[:, c]) for c in range(3)]
+    return np.stack(channels, axis=1).astype(np.float32)
+
+
+def data_uri(image: Image.Image) -> str:
+    """The image as WebP inside a data URI."""
+    buffer = io.BytesIO()
+    # Method 1: a third of the time of the default 4, some 5 % more bytes.
+    image.save(buffer, "WEBP", quality=82, method=1)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(
+            f"cannot read the example picture {path}: {error}", "score the run again"
+        ) from None

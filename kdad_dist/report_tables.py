@@ -1,0 +1,178 @@
+"""The report's tables and figures: what stands in them, and how numbers are written."""
+
+import statistics
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from kdad_dist.report_data import METRICS, Figures, RunFiles, Score, Threshold
+
+DASH = "\N{EN DASH}"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of metrics: a mean, a category, or a defect type of one."""
+
+    name: str
+    level: int
+    images: int | None
+    cells: list[tuple[str, float | None, int | None]]
+    """Metric, value, and the number of the note that says why there is none."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """How many images of one kind lie above the threshold."""
+
+    category: str
+    name: str
+    defective: bool
+    images: int
+    called: int
+
+
+def figure(value: Any) -> str:
+    """A number as people read it; a dash for None; anything else as it is."""
+    if value is None or value == "":
+        return DASH
+    if isinstance(value, bool) or not isinstance(value, float):
+        return str(value)
+    return f"{value:.3g}" if 1e-3 <= abs(value) < 1e4 or value == 0 else f"{value:.2e}"
+
+
+def percent(value: float | None) -> str:
+    return DASH if value is None else f"{value:.1%}"
+
+
+def duration(seconds: Any) -> str:
+    if not isinstance(seconds, int | float):
+        return figure(seconds)
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def moment(text: Any) -> str:
+    """An ISO 8601 time to the minute, in UTC; anything else as it is."""
+    try:
+        time = datetime.fromisoformat(str(text))
+    except ValueError:
+        return str(text)
+    return f"{time.astimezone(UTC) if time.tzinfo else time:%Y-%m-%d %H:%M} UTC"
+
+
+def rates(threshold: Threshold) -> str:
+    """What the threshold gives on the test images, in a sentence."""
+    found, alarms = threshold.true_positive_rate, threshold.false_positive_rate
+    parts = [] if found is None else [f"finds {percent(found)} of the defective images"]
+    if alarms is not None:
+        parts.append(f"raises a false alarm on {percent(alarms)} of the normal ones")
+    return f"It {' and '.join(parts)}." if parts else ""
+
+
+def headline(files: RunFiles) -> list[tuple[str, str, str]]:
+    """The few figures to see first: value, name, explanation."""
+    if files.metrics is None:
+        return []
+    mean, threshold = files.metrics.mean, files.metrics.threshold or Threshold()
+    return [
+        (_three(mean.image_auroc), "Image AUROC", "telling defective from normal images"),
+        (_three(mean.pixel_auroc), "Pixel AUROC", "telling defective from normal pixels"),
+        (_three(mean.pixel_aupro), "Pixel AUPRO", "covering every defect, small or large"),
+        (
+            percent(threshold.true_positive_rate),
+            "Defects found",
+            "defective images above the threshold",
+        ),
+        (
+            percent(threshold.false_positive_rate),
+            "False alarms",
+            "normal images above the threshold",
+        ),
+    ]
+
+
+def _three(value: float | None) -> str:
+    return DASH if value is None else f"{value:.3f}"
+
+
+def table(files: RunFiles) -> tuple[list[Row], list[str]]:
+    """Rows of the table of metrics, and the notes that its dashes refer to."""
+    if files.metrics is None:
+        return [], []
+    notes: list[str] = []
+
+    def row(name: str, level: int, figures: Figures, inherited: dict[str, str]) -> Row:
+        reasons = inherited | figures.notes
+        cells = []
+        for metric in METRICS:
+            value, note = getattr(figures, metric), None
+            if value is None:
+                reason = reasons.get(metric, "not computed for this line")
+                if reason not in notes:
+                    notes.append(reason)
+                note = notes.index(reason) + 1
+            cells.append((metric, value, note))
+        return Row(name, level, figures.images, cells)
+
+    rows = []
+    for category, figures in files.metrics.categories.items():
+        rows.append(row(category, 1, figures, {}))
+        for defect_type, part in figures.defect_types.items():
+            rows.append(row(defect_type, 2, part, figures.notes))
+    absent = dict.fromkeys(METRICS, "no category has this figure")
+    if len(files.metrics.categories) != 1:
+        rows.insert(0, row("mean", 0, files.metrics.mean, absent))
+    return rows, notes
+
+
+def decisions(scores: list[Score]) -> list[Decision]:
+    """Images called anomalous, per category and kind; empty where scoring had no threshold."""
+    images: Counter[tuple[str, bool, str]] = Counter()
+    called: Counter[tuple[str, bool, str]] = Counter()
+    for score in scores:
+        if score.pred_label is None:
+            return []
+        kind = (score.category, bool(score.gt_label), kind_of(score))
+        images[kind] += 1
+        called[kind] += score.pred_label
+    return [Decision(c, name, bad, images[c, bad, name], called[c, bad, name])
+            for c, bad, name in sorted(images)]  # fmt: skip
+
+
+def kind_of(score: Score) -> str:
+    return (score.defect_type or "defective") if score.gt_label else "normal"
+
+
+def number(value: Any) -> float | None:
+    finite = isinstance(value, int | float) and abs(value) < float("inf")
+    return float(value) if finite else None
+
+
+def training_facts(files: RunFiles) -> list[tuple[str, str]]:
+    """Name and value of what to know about the training."""
+    status, log = files.status, files.log
+    facts = [("State", figure(status.get("state"))), ("Why", status.get("reason"))]
+    if "step" in status:
+        of = f" of {status['steps']}" if status.get("steps") else ""
+        facts.append(("Steps", f"{status['step']}{of}"))
+    trained = [line for line in log if "loss" in line]
+    if trained:
+        last = trained[-1]
+        facts.append(("Epochs", figure(number(last.get("epoch")))))
+        facts.append(("Images seen", figure(last.get("samples_seen"))))
+        facts.append(("Last loss", figure(number(last.get("loss")))))
+    held_out = [
+        (v, line["step"]) for line in log if (v := number(line.get("val_loss"))) is not None
+    ]
+    if held_out:
+        best, step = min(held_out)
+        facts.append(("Lowest held-out loss", f"{figure(best)} at step {step}"))
+    speed = [v for line in trained if (v := number(line.get("images_per_second")))]
+    if speed:
+        facts.append(("Images per second", f"{figure(statistics.median(speed))} (median)"))
+    return [(name, value) for name, value in facts if value and value != DASH]
