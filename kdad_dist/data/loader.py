@@ -4,10 +4,10 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing
 from functools import partial
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -59,59 +59,56 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0))
 
 
-class Decoder:
-    """Decodes samples in as many threads as there are cores (Pillow lets go of the GIL)."""
+class Decoder(Generic[T]):
+    """Decodes images in as many threads as there are cores (Pillow lets go of the GIL)."""
 
-    def __init__(self, samples: Sequence[Sample], root: str, image_size: int) -> None:
-        self.samples = samples
-        self.shape = (image_size, image_size, 3)
-        self._reader = ShardReader(root, image_size)
+    def __init__(self, image: Callable[[T], NDArray[np.uint8]], size: int) -> None:
+        """Args:
+        image: gives the (size, size, 3) image of an item; called by several threads at once.
+        """
+        self._image = image
+        self._size = size
         self._threads = ThreadPoolExecutor(cpu_count(), thread_name_prefix="kdad-decode")
 
-    def fill(self, images: NDArray[np.uint8]) -> None:
-        """Writes the images of all samples."""
-        for start in range(0, len(images), QUEUED):
-            part = images[start : start + QUEUED]
-            self.into(part, range(start, start + len(part)))
+    def into(self, images: NDArray[np.uint8], items: Sequence[T]) -> None:
+        """Writes the images of `items` into `images`, in their order."""
+        for start in range(0, len(items), QUEUED):
+            self._some(images[start : start + QUEUED], items[start : start + QUEUED])
 
-    def into(self, images: NDArray[np.uint8], rows: Iterable[int]) -> None:
-        """Writes the images of `rows` into `images`, in their order."""
+    def _some(self, images: NDArray[np.uint8], items: Sequence[T]) -> None:
+        def decode(place: int, item: T) -> None:
+            images[place] = self._image(item)
 
-        def decode(place: int, row: int) -> None:
-            images[place] = self._reader.image(self.samples[row])
-
-        work = [self._threads.submit(decode, place, row) for place, row in enumerate(rows)]
+        work = [self._threads.submit(decode, place, item) for place, item in enumerate(items)]
         try:
             for done in work:
                 done.result()
         finally:  # after an error nobody may write into `images` any more
             for left in work:
                 left.cancel()
-            _wait(work)
+            wait(work)
 
-
-def _wait(work: list[Future[None]]) -> None:
-    for future in work:
-        if not future.cancelled():
-            future.exception()
+    def read(self, items: Sequence[T], pin: bool) -> UInt8[Tensor, "b 3 s s"]:
+        """The images of `items`, in page-locked memory where `pin`."""
+        shape = (len(items), self._size, self._size, 3)
+        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
+        self.into(images.numpy(), items)
+        return images.permute(0, 3, 1, 2)
 
 
 class DecodedPixels:
     """Decodes every image whenever it is read."""
 
-    def __init__(self, decoder: Decoder, pin: bool) -> None:
+    def __init__(self, samples: Sequence[Sample], decoder: Decoder[Sample], pin: bool) -> None:
+        self._samples = samples
         self._decoder = decoder
         self._pin = pin
 
     def __len__(self) -> int:
-        return len(self._decoder.samples)
+        return len(self._samples)
 
     def read(self, rows: Rows) -> UInt8[Tensor, "b 3 s s"]:
-        images = torch.empty(
-            (len(rows), *self._decoder.shape), dtype=torch.uint8, pin_memory=self._pin
-        )
-        self._decoder.into(images.numpy(), rows)
-        return images.permute(0, 3, 1, 2)
+        return self._decoder.read([self._samples[row] for row in rows], self._pin)
 
 
 class CachedPixels:
@@ -169,15 +166,15 @@ def open_pixels(
         DataError: a sample is damaged, or the cache has no room.
         ConfigError: `image_size` exceeds the packed size, or the device has no room.
     """
-    decoder = Decoder(samples, index.root, image_size)
+    decoder = Decoder(ShardReader(index.root, image_size).image, image_size)
     pin = device.type == "cuda"
     if cache == "none":
-        return DecodedPixels(decoder, pin)
+        return DecodedPixels(samples, decoder, pin)
     images = filled_array(
         cache_root() / "pixels" / pixel_key(samples, index, image_size),
-        (len(samples), *decoder.shape),
+        (len(samples), image_size, image_size, 3),
         np.uint8,
-        decoder.fill,
+        lambda array: decoder.into(array, samples),
         f"the pixels of {len(samples)} images of {index.root}",
     )
     return DevicePixels(images, device) if cache == "device" else CachedPixels(images, pin)

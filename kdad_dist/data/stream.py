@@ -1,0 +1,155 @@
+"""Batches from whole shards, read one after the other: for data on a web server, or beyond a disk.
+
+The `webdataset` library takes the shards apart, but we open them ourselves: it would start a shell
+for every web address. The index is still needed, for who reads what and for the members' hashes.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import partial
+from http.client import HTTPException
+from itertools import groupby
+from tarfile import TarError
+from typing import BinaryIO, cast
+from urllib.request import urlopen
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from kdad_dist.data.image import decode_image
+from kdad_dist.data.index import HTTP_TIMEOUT, Index, Sample, is_remote, join
+from kdad_dist.data.loader import (
+    AHEAD,
+    Decoder,
+    HostMicro,
+    Micro,
+    in_advance,
+    numbered,
+    on_host,
+)
+from kdad_dist.data.plan import MicroBatch, StreamPlan, by_shard
+from kdad_dist.data.reader import DAMAGED, Fit, check_member, check_root, shard_address
+from kdad_dist.errors import DataError
+
+
+class StreamLoader:
+    """The batches of one process, by a plan, from shards that it reads from start to end.
+
+    Each epoch reads and decodes anew. The bytes of two shards, the one in use and the next, are in
+    memory. To resume, the shards that were finished in this epoch are not opened again.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        index: Index,
+        plan: StreamPlan,
+        image_size: int,
+        device: torch.device,
+    ) -> None:
+        """Args:
+            plan: made from `by_shard` of the samples' shards.
+
+        Raises:
+            ConfigError: `image_size` exceeds the packed size, or the address is of no known kind.
+        """
+        check_root(index.root)
+        grouped = by_shard([sample.shard for sample in samples])
+        assert all(map(np.array_equal, plan.shards, grouped.values())), "another plan's samples"
+        self._samples = samples
+        self._root = index.root
+        self._rows = grouped
+        self._plan = plan
+        self._fit = Fit(image_size, index.image_size, index.resize)
+        self._decoder = Decoder(self._image, image_size)
+        self._device = numbered(device)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self._plan.steps_per_epoch
+
+    def samples_seen(self, step: int) -> int:
+        """Images of all processes in the first `step` steps."""
+        return self._plan.samples_seen(step)
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Micro]]:
+        """The passes of each step from `start` to `stop` - 1; later steps are read meanwhile.
+
+        Raises:
+            DataError: a shard cannot be read, or is not what the index says.
+        """
+        loads = (partial(self._load, name) for name in self._needed(start, stop))
+        with closing(in_advance(loads, 1)) as shards:
+            held = HeldShard(shards)
+            calls = (partial(self._read, held, parts) for parts in self._plan.steps(start, stop))
+            with closing(in_advance(calls, AHEAD, self._device)) as steps:
+                for parts in steps:
+                    yield [part.deliver(self._device) for part in parts]
+
+    def _needed(self, start: int, stop: int) -> Iterator[str]:
+        """The shards in the order in which the rows of these steps lie in them."""
+        steps = self._plan.steps(start, stop)
+        rows = (row for parts in steps for part in parts for row in part.rows.tolist())
+        return (name for name, _ in groupby(rows, lambda row: self._samples[row].shard))
+
+    def _read(self, held: "HeldShard", parts: list[MicroBatch]) -> list[HostMicro]:
+        pin = self._device.type == "cuda"
+        read = []
+        for part in parts:
+            items = [(self._samples[row], held.data(row)) for row in part.rows.tolist()]
+            image = self._decoder.read(items, pin)
+            read.append(HostMicro(image, on_host(part.rows, pin), None, part.step_images))
+        return read
+
+    def _image(self, item: tuple[Sample, bytes]) -> NDArray[np.uint8]:
+        sample, data = item
+        return self._fit.image(decode_image(data, self._where(sample)))
+
+    def _where(self, sample: Sample) -> str:
+        return f"{sample.key} in {join(self._root, sample.shard)}"
+
+    def _load(self, name: str) -> dict[int, bytes]:
+        """The checked bytes of a shard's images, by row."""
+        address = shard_address(self._root, name)
+        wanted = {self._samples[row].key: row for row in self._rows[name]}
+        found: dict[int, bytes] = {}
+        try:
+            with open_stream(address) as stream:
+                files = tar_file_expander([{"url": address, "stream": stream}])
+                for entry in group_by_keys(files):
+                    if (row := wanted.get(entry["__key__"])) is None:
+                        continue
+                    sample = self._samples[row]
+                    data = entry.get(sample.image.ext, b"")
+                    check_member(data, sample.image, self._where(sample))
+                    found[row] = data
+        except DataError:
+            raise
+        except (OSError, HTTPException, TarError, ValueError) as error:
+            raise DataError(f"{address} cannot be read: {error}", DAMAGED) from None
+        if missing := sorted(wanted.keys() - {self._samples[row].key for row in found}):
+            raise DataError(f"{address} ends without {', '.join(missing[:3])}", DAMAGED)
+        return found
+
+
+class HeldShard:
+    """The bytes of images by row, of one shard at a time."""
+
+    def __init__(self, shards: Iterator[dict[int, bytes]]) -> None:
+        self._shards = shards
+        self._bytes: dict[int, bytes] = {}
+
+    def data(self, row: int) -> bytes:
+        """Rows must be asked for in the order of the shards that they lie in."""
+        if row not in self._bytes:
+            self._bytes = next(self._shards)
+        return self._bytes[row]
+
+
+def open_stream(address: str) -> BinaryIO:
+    """A shard to be read from start to end, without a shell in between."""
+    if is_remote(address):
+        return cast(BinaryIO, urlopen(address, timeout=HTTP_TIMEOUT))  # noqa: S310
+    return open(address, "rb")
