@@ -1,0 +1,137 @@
+"""Real processes for tests: one per rank, started together, none left behind."""
+
+import multiprocessing
+import os
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def run_ranks(
+    function: Callable[..., Any], processes: int, *arguments: Any, timeout: float = 60
+) -> list[Any]:
+    """What `function(*arguments)` returns on each rank of a gloo group, by rank.
+
+    Args:
+        function: at the top level of a module.
+        timeout: seconds until all ranks are killed.
+
+    Raises:
+        AssertionError: a rank raised (with its traceback), died, or did not come to an end.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", __name__])
+    with tempfile.TemporaryDirectory() as folder:
+        ranks = [
+            context.Process(
+                target=_rank, args=(function, arguments, rank, processes, folder, timeout)
+            )
+            for rank in range(processes)
+        ]
+        for rank in ranks:
+            rank.start()
+        deadline = time.monotonic() + timeout
+        for rank in ranks:
+            rank.join(max(0.0, deadline - time.monotonic()))
+        stuck = [i for i, rank in enumerate(ranks) if rank.is_alive()]
+        for rank in ranks:
+            rank.kill()
+            rank.join()
+        failures = [file.read_text() for file in sorted(Path(folder).glob("failure_*"))]
+        assert not failures, "\n".join(failures)
+        assert not stuck, f"ranks {stuck} of {processes} did not end within {timeout} s"
+        assert all(rank.exitcode == 0 for rank in ranks), [rank.exitcode for rank in ranks]
+        return [torch.load(f"{folder}/result_{i}", weights_only=False) for i in range(processes)]
+
+
+def _rank(
+    function: Callable[..., Any],
+    arguments: Sequence[Any],
+    rank: int,
+    processes: int,
+    folder: str,
+    timeout: float,
+) -> None:
+    torch.set_num_threads(1)
+    try:
+        dist.init_process_group(
+            "gloo",
+            init_method=f"file://{folder}/rendezvous",
+            rank=rank,
+            world_size=processes,
+            timeout=timedelta(seconds=timeout),
+        )
+        torch.save(function(*arguments), f"{folder}/result_{rank}")
+        dist.barrier()
+        dist.destroy_process_group()
+    except Exception:  # noqa: BLE001 - written down for the parent
+        Path(folder, f"failure_{rank}").write_text(f"rank {rank}:\n{traceback.format_exc()}")
+        os._exit(1)  # the threads of gloo may wait for the others
+
+
+def run_command(
+    command: Sequence[str],
+    processes: int = 1,
+    timeout: float = 120,
+    environment: dict[str, str] | None = None,
+    cwd: Path | None = None,
+) -> list[subprocess.CompletedProcess[str]]:
+    """Runs a command once per rank with the variables that torchrun sets; ends with all of them.
+
+    Raises:
+        AssertionError: a rank did not come to an end within `timeout` seconds; all are killed.
+    """
+    port = str(free_port())
+    started = []
+    for rank in range(processes):
+        variables = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "OMP_NUM_THREADS": "1",
+            "ACCELERATE_USE_CPU": "true",
+        }
+        started.append(
+            subprocess.Popen(
+                command,
+                env={**os.environ, **variables, **(environment or {})},
+                cwd=cwd,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        )
+    deadline = time.monotonic() + timeout
+    results = []
+    try:
+        for process in started:
+            out, err = process.communicate(timeout=max(0.1, deadline - time.monotonic()))
+            results.append(subprocess.CompletedProcess(command, process.returncode, out, err))
+    except subprocess.TimeoutExpired as error:
+        raise AssertionError(f"{command} did not end within {timeout} s") from error
+    finally:
+        for process in started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return results
