@@ -4,20 +4,22 @@ import logging
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from kdad_dist.config import RunConfig
-from kdad_dist.data.index import Index, Split
-from kdad_dist.data.loader import Loader, Micro, open_loader
-from kdad_dist.errors import ConfigError, DataError, Preempted, TrainingError
+from kdad_dist.data.index import Index
+from kdad_dist.data.loader import Micro
+from kdad_dist.errors import Preempted, TrainingError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.models.norm import convert_batchnorm
-from kdad_dist.models.weights import load_state, weights_hash
+from kdad_dist.models.weights import load_weights, read_weights, weights_hash
 from kdad_dist.runtime import session
 from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
+from kdad_dist.runtime.loaders import Loader, open_loaders
 from kdad_dist.runtime.preemption import Agreement, StopRequest
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, refuse_changes
@@ -244,62 +246,3 @@ def resume(
     best = checkpoints.best()
     log.info("going on from step %d (%s)", state.step, path)
     return state, math.inf if best is None else checkpoints.manifest(best)["metrics"]["val_loss"]
-
-
-def open_loaders(
-    config: RunConfig, index: Index, method: Method, here: Session
-) -> tuple[Loader, Loader | None]:
-    """The loaders of the training images and of the held-out ones (None: nothing is held out).
-
-    Raises:
-        DataError: there is no training image at all.
-    """
-    data, train = config.data, config.train
-    selected = {
-        split: index.select(split, data.category, data.normal_class, data.val_fraction)
-        for split in (Split.TRAIN, Split.VAL)
-    }
-    if not selected[Split.TRAIN]:
-        raise DataError(
-            f"{data.shards} holds no normal training image of category {data.category}",
-            "pack a folder with train/good, or choose another data.category",
-        )
-    log.info(
-        "%d training images, %d held out for validation",
-        len(selected[Split.TRAIN]),
-        len(selected[Split.VAL]),
-    )
-
-    def loader(split: Split) -> Loader | None:
-        samples = selected[split]
-        if not samples:
-            return None
-        if data.access == "stream":
-            return StreamLoader(
-                index,
-                samples,
-                data.image_size,
-                train.batch_size,
-                config.seed,
-                here.rank,
-                here.world,
-                train.micro_batch_size,
-                here.device,
-            )
-        pixels = open_pixels(samples, index, data.image_size, data.cache, here.device)
-        plan = Plan(
-            len(samples),
-            train.batch_size,
-            config.seed,
-            here.rank,
-            here.world,
-            train.micro_batch_size,
-        )
-        targets = None
-        if getattr(config.method, "cache_teacher", False):
-            targets = cached_targets(config, index, samples, pixels, method, here)
-        return IndexedLoader(pixels, plan, here.device, targets)
-
-    training = loader(Split.TRAIN)
-    assert training is not None
-    return training, loader(Split.VAL)

@@ -11,18 +11,25 @@ from typing import Any
 from kdad_dist.errors import UsageError
 
 
-def write_text(path: Path, text: str) -> None:
+def write_bytes(path: Path, content: bytes) -> None:
     """Replaces a file in one step: written beside it, flushed, renamed."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
+    with open(temporary, "wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
 
 
+def write_text(path: Path, text: str) -> None:
+    write_bytes(path, text.encode())
+
+
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+LOCK = ".lock"
 
 
 @contextmanager
@@ -32,7 +39,7 @@ def exclusive(directory: Path) -> Iterator[None]:
     Raises:
         UsageError: another process holds it.
     """
-    with open(directory / ".lock", "a+", encoding="utf-8") as file:
+    with open(directory / LOCK, "a+", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -1,0 +1,207 @@
+"""The verbs of `kdad`. Nothing heavy is imported before a verb runs."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from kdad_dist import __version__
+from kdad_dist.errors import DataError, KdadError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, score and report visual anomaly detectors on any number of GPUs.",
+)
+Run = Annotated[Path, typer.Argument(help="The directory that `kdad train` wrote.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the configuration: key.subkey=value ...")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+def main() -> None:
+    """Runs the command line; an error of the user becomes one message and an exit code."""
+    try:
+        app()
+    except KdadError as error:
+        # Every process of a launch finds the same mistake in the command or the configuration.
+        if not (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"):
+            print(f"kdad: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("kdad: interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kdad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    from kdad_dist.runtime.progress import log_to_stderr
+
+    log_to_stderr()
+
+
+def say(text: str) -> None:
+    """For a person: on stderr, once per launch."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
+def answer(value: Any) -> None:
+    """For a program: one JSON document on stdout, once per launch."""
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Where to put everything.")] = Path("kdad-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Another seed, another data set.")] = 0,
+) -> None:
+    """Generate a small defect data set, pack, train, score and report it, without network."""
+    from kdad_dist.demo import demo as run
+
+    run(out, seed)
+
+
+@app.command()
+def train(
+    config: Annotated[str, typer.Argument(help="A YAML file, or the name of a shipped recipe.")],
+    overrides: Overrides = None,
+) -> None:
+    """Train a detector, or go on where its run stopped."""
+    from kdad_dist.config import load
+    from kdad_dist.train import train as run
+
+    checked = load(config, overrides or [])
+    run(checked)
+    say(f"trained: {checked.directory}\nnext: kdad score {checked.directory}")
+
+
+@app.command()
+def score(
+    run: Run,
+    overrides: Overrides = None,
+    shards: Annotated[
+        str | None, typer.Option(help="Score the test split of these shards instead.")
+    ] = None,
+    images: Annotated[
+        list[str] | None,
+        typer.Option(help="Score new images: a file, folder or pattern; may be repeated."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="With --images: where to write (RUN/predictions).")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Score the test split of a run's data, or new images."""
+    from kdad_dist.config import load_run
+
+    more = [] if shards is None else [f"data.shards={json.dumps(shards)}"]
+    config = load_run(run, [*(overrides or []), *more])
+    if images:
+        from kdad_dist.predict import predict
+
+        say(f"scores: {predict(config, images, out)}")
+        return
+    if out is not None:
+        raise UsageError("--out goes with --images", "leave it out; scores are written to the run")
+    from kdad_dist.report_text import table
+    from kdad_dist.score import score as score_run
+
+    metrics = score_run(config)
+    if metrics:
+        say(f"{table(metrics)}\n\nnext: kdad report {run}")
+        if as_json:
+            answer(metrics)
+
+
+@app.command()
+def report(run: Run) -> None:
+    """Write one self-contained HTML page about a run."""
+    from kdad_dist.report import write_report
+
+    say(f"report: {write_report(run)}")
+
+
+@app.command()
+def export(
+    run: Run,
+    overrides: Overrides = None,
+    format: Annotated[str, typer.Option(help="safetensors")] = "safetensors",
+) -> None:
+    """Write the student's weights to one file, checked against the checkpoint."""
+    if format != "safetensors":
+        raise UsageError(f"there is no export format {format!r}", "use --format safetensors")
+    from kdad_dist.config import load_run
+    from kdad_dist.export import export as export_run
+
+    path, difference = export_run(load_run(run, overrides or []))
+    say(f"exported: {path}\nlargest difference to the checkpoint: {difference:g}")
+
+
+@app.command()
+def pack(
+    root: Annotated[Path, typer.Argument(help="A folder of images; it is never changed.")],
+    out: Annotated[Path, typer.Argument(help="The folder for the shards.")],
+    layout: Annotated[
+        str, typer.Option(help="auto, mvtec, visa, folder (good + defects) or classes.")
+    ] = "auto",
+    category: Annotated[
+        list[str] | None, typer.Option(help="Only this category; may be repeated.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=0, help="Resize to this; 0: keep the files.")] = 256,
+    resize: Annotated[
+        str, typer.Option(help="squash (to a square) or shorter (keep the aspect ratio).")
+    ] = "squash",
+    workers: Annotated[int, typer.Option(min=0, help="0: one per core.")] = 0,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="List damaged files and go on.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Pack a folder of images into shards with an index."""
+    from kdad_dist.data.writer import pack as pack_folder
+
+    if layout not in LAYOUTS:
+        raise UsageError(f"there is no layout {layout!r}", f"choose from: {', '.join(LAYOUTS)}")
+    if resize not in RESIZES:
+        raise UsageError(f"there is no resize {resize!r}", f"choose from: {', '.join(RESIZES)}")
+    result = pack_folder(root, out)
+    answer(result)
+
+
+@app.command()
+def verify(
+    shards: Annotated[str, typer.Argument(help="The folder that `kdad pack` wrote.")],
+    decode: Annotated[bool, typer.Option("--decode", help="Decode every image too.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check counts, hashes and, on request, images; exit 1 names every fault."""
+    from kdad_dist.data.verify import verify as verify_shards
+
+    faults = verify_shards(shards, decode)
+    if as_json:
+        answer({"shards": shards, "faults": faults})
+    for fault in faults:
+        say(fault)
+    if faults:
+        raise DataError(f"{shards} has {len(faults)} faults", "copy it again, or pack it again")
+    say(f"{shards} is sound")

@@ -1,0 +1,54 @@
+"""One file with the student's weights, the same bytes for the same weights."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save
+
+from kdad_dist.config import RunConfig, digest, plain
+from kdad_dist.errors import CheckpointError
+from kdad_dist.runtime import files
+from kdad_dist.runtime.restore import restore
+
+
+def export(config: RunConfig) -> tuple[Path, float]:
+    """Writes `export/student.safetensors` below the run, from the chosen checkpoint.
+
+    Its metadata names the run's method, teacher and step; `train.init_from` reads it.
+
+    Returns:
+        The file, and the largest difference of a weight read back from it (0 in any sound case).
+    """
+    trained = restore(config)
+    tensors = {
+        name: tensor.detach().cpu().contiguous()
+        for name, tensor in trained.method.student.state_dict().items()
+    }
+    metadata = {
+        "format": "pt",
+        "method": json.dumps(plain(config)["method"], sort_keys=True),
+        "config_digest": digest(config),
+        "step": str(trained.step),
+    }
+    folder = config.directory / "export"
+    folder.mkdir(exist_ok=True)
+    path = folder / "student.safetensors"
+    files.write_bytes(path, save(tensors, metadata))
+    return path, parity(tensors, path)
+
+
+def parity(tensors: dict[str, torch.Tensor], path: Path) -> float:
+    """The largest difference between the tensors and what the file gives back.
+
+    Raises:
+        CheckpointError: the file lacks one of them.
+    """
+    stored = load_file(path)
+    if stored.keys() != tensors.keys():
+        raise CheckpointError(f"{path} does not hold what was exported", "export again")
+    return max(
+        (stored[name].double() - tensor.double()).abs().max().item()
+        for name, tensor in tensors.items()
+        if tensor.numel()
+    )

@@ -1,0 +1,224 @@
+"""Scoring new images: files, folders or patterns, without ground truth.
+
+Writes `predictions.csv`, and for each image its anomaly map (16-bit PNG or npy), an overlay, and,
+at the threshold of `metrics.json`, a binary mask and the boxes of its regions. Overlay, mask and
+boxes have the size of the image itself, the map has that of the network's input.
+"""
+
+import csv
+import glob
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from scipy import ndimage
+
+from kdad_dist.config import RunConfig
+from kdad_dist.data.image import EXTENSIONS, decode_image
+from kdad_dist.data.index import Index
+from kdad_dist.data.loader import to_float
+from kdad_dist.data.reader import Fit
+from kdad_dist.errors import DataError
+from kdad_dist.methods.readout import Detector
+from kdad_dist.pictures import heat
+from kdad_dist.runtime import files, session
+from kdad_dist.runtime.deal import cut, work
+from kdad_dist.runtime.progress import progress
+from kdad_dist.runtime.restore import restore
+from kdad_dist.score_examples import save_png16
+
+SUFFIXES = frozenset(f".{ext}" for ext in EXTENSIONS.values()) | {".jpeg", ".tiff"}
+BOX_COLOUR = (255, 255, 255)
+COLUMNS = ["file", "pred_score", "pred_label", "boxes", "map", "overlay", "mask"]
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """Scores a unit of image files and writes their pictures."""
+
+    config: RunConfig
+    detector: Detector
+    fit: Fit
+    device: torch.device
+    threshold: dict[str, Any]
+    out: Path
+    names: dict[Path, str]
+
+    def __call__(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
+        originals = [decode_image(read(path), str(path)) for path in paths]
+        pixels = torch.from_numpy(np.stack([self.fit.image(image) for image in originals]))
+        prediction = self.detector(to_float(pixels.permute(0, 3, 1, 2), self.device))
+        assert prediction.pred_score is not None
+        scores = prediction.pred_score.tolist()
+        maps = prediction.anomaly_map
+        host = [None] * len(paths) if maps is None else list(maps.cpu().numpy())
+        return [
+            self.row(path, image, score) | self.pictures(path, image, anomaly_map)
+            for path, image, score, anomaly_map in zip(paths, originals, scores, host, strict=True)
+        ]
+
+    def row(self, path: Path, image: NDArray[np.uint8], score: float) -> dict[str, Any]:
+        limit = self.threshold["value"]
+        label = None if limit is None else int(score > limit)
+        return {"file": str(path), "pred_score": score, "pred_label": label}
+
+    def pictures(
+        self, path: Path, image: NDArray[np.uint8], anomaly_map: NDArray[np.float32] | None
+    ) -> dict[str, Any]:
+        """Writes what there is to see of one image; the names of the files, and the boxes."""
+        if anomaly_map is None:
+            return {}
+        name, limit = self.names[path], self.threshold["pixel_value"]
+        as_npy = self.config.score.save_maps == "npy"
+        map_file = self.out / "maps" / f"{name}.{'npy' if as_npy else 'png'}"
+        if as_npy:
+            np.save(map_file, anomaly_map)
+        else:
+            save_png16(map_file, anomaly_map)
+        full = enlarge(anomaly_map, image.shape[0], image.shape[1])
+        picture = heat(Image.fromarray(image), full / max(limit or full.max(), 1e-12) / 2)
+        written: dict[str, Any] = {"map": map_file.name, "overlay": f"{name}.jpg"}
+        if limit is not None:
+            mask = full > limit
+            boxes = boxes_of(mask)
+            draw = ImageDraw.Draw(picture)
+            for left, top, right, bottom in boxes:
+                draw.rectangle((left, top, right - 1, bottom - 1), outline=BOX_COLOUR, width=2)
+            Image.fromarray(mask.astype(np.uint8) * 255).save(self.out / "masks" / f"{name}.png")
+            written |= {"mask": f"{name}.png", "boxes": json.dumps(boxes)}
+        picture.save(self.out / "overlays" / written["overlay"], quality=92)
+        return written
+
+
+def predict(config: RunConfig, patterns: Sequence[str], out: Path | None = None) -> Path:
+    """Scores the images of files, folders and patterns with the detector of a run.
+
+    Args:
+        out: where to write; `predictions/` below the run where not given.
+
+    Returns:
+        The CSV file with one line per image.
+
+    Raises:
+        DataError: there is no such image, one cannot be decoded, or `out` holds something else.
+    """
+    paths = find_images(patterns)
+    out = out or config.directory / "predictions"
+    with session.start() as here:
+        partial = out.with_name(f"{out.name}.partial")
+        if here.is_main:
+            prepare(out, partial)
+        here.barrier()
+        method = restore(config).method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
+        index = Index.read(config.data.shards)
+        predictor = Predictor(
+            config,
+            Detector(method, config.score),
+            Fit(config.data.image_size, None, index.resize),
+            here.device,
+            read_threshold(config),
+            partial,
+            unique_names(paths),
+        )
+        rows = []
+        with progress("scoring", len(paths), "images", visible=here.is_main) as bar:
+            for number, found in work(cut(paths, config.score.batch_size), predictor, here):
+                rows += [{"order": [number, i], **row} for i, row in enumerate(found)]
+                bar.advance(len(found))
+        files.write_json(partial / f"rank_{here.rank:05d}.json", rows)
+        here.barrier()
+        if here.is_main:
+            publish(partial, out)
+    return out / "predictions.csv"
+
+
+def find_images(patterns: Iterable[str]) -> list[Path]:
+    """The image files that the patterns name, sorted, each once.
+
+    Raises:
+        DataError: a pattern names nothing.
+    """
+    found: set[Path] = set()
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            named = {p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES}
+        elif path.is_file():
+            named = {path}
+        else:
+            named = {Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()}
+        if not named:
+            raise DataError(
+                f"{pattern} is no image, no folder with images, and no pattern that matches any",
+                f"images end in {', '.join(sorted(SUFFIXES))}",
+            )
+        found |= named
+    return sorted(found)
+
+
+def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
+    """A file name for the pictures of each image: its own, numbered where two are alike."""
+    taken: dict[str, int] = {}
+    names = {}
+    for path in paths:
+        count = taken[path.stem] = taken.get(path.stem, 0) + 1
+        names[path] = path.stem if count == 1 else f"{path.stem}~{count}"
+    return names
+
+
+def read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error}", "check its permissions") from None
+
+
+def read_threshold(config: RunConfig) -> dict[str, Any]:
+    """The thresholds that scoring the test split found; unknown where it has not run."""
+    path = config.directory / "metrics.json"
+    if not path.is_file():
+        return {"value": None, "pixel_value": None}
+    return json.loads(path.read_text(encoding="utf-8"))["threshold"]
+
+
+def enlarge(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
+    """Bilinear, to the size of the image."""
+    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def boxes_of(mask: NDArray[np.bool_]) -> list[list[int]]:
+    """[left, top, right, bottom] of each 8-connected region, right and bottom exclusive."""
+    regions, _ = ndimage.label(mask, np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+    return [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(regions)]
+
+
+def prepare(out: Path, partial: Path) -> None:
+    if out.exists() and not (out / "predictions.csv").is_file():
+        raise DataError(
+            f"{out} exists and holds no predictions.csv, so it is not overwritten",
+            "give another folder with --out",
+        )
+    shutil.rmtree(partial, ignore_errors=True)
+    for folder in ("maps", "overlays", "masks"):
+        (partial / folder).mkdir(parents=True)
+
+
+def publish(partial: Path, out: Path) -> None:
+    parts = sorted(partial.glob("rank_*.json"))
+    rows = [row for part in parts for row in json.loads(part.read_bytes())]
+    rows.sort(key=lambda row: row["order"])
+    with (partial / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        writer.writeheader()
+        writer.writerows(rows)
+    for part in parts:
+        part.unlink()
+    shutil.rmtree(out, ignore_errors=True)
+    partial.rename(out)

@@ -1,0 +1,36 @@
+"""The metrics as a table for a terminal."""
+
+from typing import Any
+
+COLUMNS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "pixel_aupro": "AUPRO",
+}
+
+
+def table(metrics: dict[str, Any]) -> str:
+    """One line per category and defect type, and the mean over several categories."""
+    rows = [["", "images", *COLUMNS.values()]]
+    for name, category in metrics["categories"].items():
+        rows.append(line(name, category))
+        rows += [line(f"  {kind}", entry) for kind, entry in category["defect_types"].items()]
+    if len(metrics["categories"]) > 1:
+        rows.append(line("mean", metrics["mean"]))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [row[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        lines.append("  ".join(cells))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def line(name: str, entry: dict[str, Any]) -> list[str]:
+    figures = [entry[key] for key in COLUMNS]
+    shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
+    return [name, str(entry.get("images", "")), *shown]

@@ -1,0 +1,98 @@
+"""What a scoring keeps to look at: anomaly maps, and the worst and best examples."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from kdad_dist.config import RunConfig
+from kdad_dist.runtime import files
+
+EACH = 4
+"""Examples of each kind per category."""
+CATEGORIES_IN_FULL = 4
+"""With more categories than these, one example of each kind is kept of each."""
+
+
+class Outcome(Protocol):
+    @property
+    def anomaly_map(self) -> NDArray[np.float32] | None: ...
+
+    @property
+    def gt_mask(self) -> NDArray[np.bool_] | None: ...
+
+
+def write_map(folder: Path, key: str, anomaly_map: NDArray[np.float32], config: RunConfig) -> None:
+    """Keeps a map, if `score.save_maps` asks for it, under the image's key."""
+    kind = config.score.save_maps
+    if kind == "none":
+        return
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{key.replace('/', '__')}.{kind}"
+    if kind == "npy":
+        np.save(path, anomaly_map)
+    else:
+        save_png16(path, anomaly_map)
+
+
+def save_png16(path: Path, anomaly_map: NDArray[np.float32]) -> float:
+    """Writes a 16-bit grey PNG; value = pixel / 65535 * scale.
+
+    Returns:
+        The scale, the map's maximum, which the PNG also carries as text under `scale`.
+    """
+    scale = float(anomaly_map.max())
+    pixels = np.round(anomaly_map * (65535 / scale if scale > 0 else 0)).astype(np.uint16)
+    text = PngImagePlugin.PngInfo()
+    text.add_text("scale", repr(scale))
+    Image.fromarray(pixels).save(path, pnginfo=text)
+    return scale
+
+
+def choose(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The defective images of lowest and of highest score, and the good ones of highest score."""
+    categories = sorted({row["category"] for row in rows})
+    each = EACH if len(categories) <= CATEGORIES_IN_FULL else 1
+    for category in categories:
+        ranked = sorted(
+            (row for row in rows if row["category"] == category), key=lambda r: r["pred_score"]
+        )
+        defective = [row for row in ranked if row["gt_label"] == 1]
+        good = [row for row in ranked if row["gt_label"] == 0]
+        lowest = defective[: min(each, (len(defective) + 1) // 2)]
+        highest = defective[len(lowest) :][-each:]
+        yield from (("miss", row) for row in lowest)
+        yield from (("false_alarm", row) for row in good[-each:][::-1])
+        yield from (("hit", row) for row in highest[::-1])
+
+
+def write_examples(
+    folder: Path,
+    rows: list[dict[str, Any]],
+    predict: Callable[[str], Outcome],
+    load: Callable[[str], NDArray[np.uint8]],
+) -> None:
+    """Writes image, mask and map of the chosen examples, and `examples.json` that lists them."""
+    folder.mkdir()
+    entries = []
+    names = ("key", "category", "defect_type", "gt_label", "pred_score", "pred_label")
+    for number, (kind, row) in enumerate(choose(rows)):
+        outcome = predict(row["key"])
+        if outcome.anomaly_map is None:
+            continue
+        stem = f"{number:04d}"
+        Image.fromarray(load(row["key"])).save(folder / f"{stem}_image.png")
+        mask = None
+        if outcome.gt_mask is not None and outcome.gt_mask.any():
+            mask = f"{stem}_mask.png"
+            Image.fromarray(outcome.gt_mask.astype(np.uint8) * 255).save(folder / mask)
+        scale = save_png16(folder / f"{stem}_map.png", outcome.anomaly_map)
+        entries.append(
+            {name: row[name] for name in names}
+            | {"kind": kind, "image": f"{stem}_image.png", "mask": mask}
+            | {"map": f"{stem}_map.png", "map_max": scale}
+        )
+    files.write_json(folder / "examples.json", entries)

@@ -1,0 +1,106 @@
+from pathlib import Path
+
+import pytest
+
+from kdad_dist.config import changed_keys, digest, dump, load, recipe_names
+from kdad_dist.errors import ConfigError
+
+GOOD = """\
+name: tile
+data: {shards: shards/tile, category: tile}
+optim: {name: sgd, lr: 0.4}
+train: {epochs: 3}
+"""
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "run.yaml"
+    path.write_text(text)
+    return path
+
+
+def problems(folder: Path, text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(write(folder, text), overrides)
+    return str(caught.value)
+
+
+def test_a_small_file_is_completed_with_defaults(tmp_path):
+    config = load(write(tmp_path, GOOD))
+    assert config.directory == Path("runs/tile")
+    assert config.train.batch_size == 32
+    assert config.method.teacher.layers == [1, 2, 3]
+
+
+def test_overrides_win_over_the_file_and_are_read_as_yaml(tmp_path):
+    config = load(write(tmp_path, GOOD), ["train.epochs=7", "data.category=[a, b]", "optim.clip=1"])
+    assert (config.train.epochs, config.data.category, config.optim.clip) == (7, ["a", "b"], 1.0)
+
+
+def test_an_unquoted_no_means_the_precision_no(tmp_path):
+    assert load(write(tmp_path, GOOD), ["train.precision=no"]).train.precision == "no"
+
+
+def test_every_problem_is_named_at_once_with_path_file_and_line(tmp_path):
+    text = GOOD.replace("shards:", "shard:").replace("epochs: 3", "epochs: 0") + "seed: many\n"
+    message = problems(tmp_path, text, "train.batch_siz=4")
+    assert "6 problems" in message or "5 problems" in message
+    assert f"{tmp_path / 'run.yaml'}:2: data.shard is not a known key; did you mean shards?" in message
+    assert "run.yaml:2: data.shards is missing" in message
+    assert "run.yaml:4: train.epochs" in message
+    assert "run.yaml:5: seed" in message
+    assert "command line: train.batch_siz is not a known key; did you mean batch_size?" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("optim.blr=0.1", "exactly one of lr and blr"),
+        ("train.steps=5", "exactly one of epochs and steps"),
+        ("optim.schedule=multistep", "needs milestones"),
+        ("data.val_fraction=1", "less than 1"),
+        ("optim.lr=.nan", "finite"),
+        ("method.name=stfmp", "stfpm"),
+        ("train", "is not an override"),
+        ("optim.lr=[", "is not YAML"),
+    ],
+)
+def test_a_wrong_value_is_explained(tmp_path, override, said):
+    assert said in problems(tmp_path, GOOD, override)
+
+
+def test_a_key_that_stands_twice_is_refused(tmp_path):
+    assert "stands twice" in problems(tmp_path, GOOD + "name: other\n")
+
+
+@pytest.mark.parametrize("text", ["- a list", "a: [", "!!python/object/apply:os.system ['true']", ""])
+def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
+    assert "run.yaml" in problems(tmp_path, text)
+
+
+def test_an_unknown_recipe_names_the_known_ones():
+    with pytest.raises(ConfigError, match="stfpm_mvtec"):
+        load("stfpm_mvtek")
+    with pytest.raises(ConfigError, match="no config file"):
+        load("absent.yaml")
+
+
+def test_every_shipped_recipe_loads():
+    for name in recipe_names():
+        assert load(name).name
+
+
+def test_the_resolved_configuration_reads_back_as_itself(tmp_path):
+    config = load(write(tmp_path, GOOD), ["train.precision=no"])
+    path = tmp_path / "again.yaml"
+    path.write_text(dump(config))
+    assert load(path) == config
+
+
+def test_changed_keys_names_what_trains_otherwise_and_nothing_else(tmp_path):
+    path = write(tmp_path, GOOD)
+    config = load(path)
+    assert changed_keys(config, load(path, ["output=x", "checkpoint.keep=9", "score.topk=3"])) == []
+    [change] = changed_keys(config, load(path, ["optim.lr=0.1"]))
+    assert change == "optim.lr: 0.4 in the run, 0.1 now"
+    assert digest(config) != digest(load(path, ["seed=1"]))

@@ -1,0 +1,51 @@
+import pytest
+
+from kdad_dist.errors import UsageError
+from kdad_dist.runtime import launch
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ("accelerate launch --cpu --num_processes 2 -m kdad_dist train x", [2]),
+        ("/usr/bin/python /env/bin/accelerate launch --num_processes=3 -m kdad_dist train x", [3]),
+        ("python -m accelerate.commands.launch --num-processes 4 -m kdad_dist score r", [4]),
+        ("accelerate launch -m kdad_dist train x --num_processes 9", []),
+        ("bash -c kdad", []),
+        ("", []),
+    ],
+)
+def test_the_request_is_read_from_the_launchers_own_options(command, expected):
+    assert [request.world for request in launch.requests({}, command.split())] == expected
+
+
+def test_the_request_is_read_from_the_launchers_config_file(tmp_path):
+    file = tmp_path / "two.yaml"
+    file.write_text("distributed_type: MULTI_CPU\nnum_processes: 2\n")
+    command = f"accelerate launch --config_file {file} -m kdad_dist train x".split()
+    [request] = launch.requests({}, command)
+    assert request.world == 2
+    assert str(file) in request.source
+
+
+def test_the_environment_of_a_launch_is_a_request_too():
+    found = launch.requests({"KDAD_WORLD_SIZE": "4", "WORLD_SIZE": "2"}, [])
+    assert [request.world for request in found] == [4, 2]
+
+
+def test_fewer_processes_than_asked_for_are_refused(monkeypatch):
+    monkeypatch.setenv("KDAD_WORLD_SIZE", "2")
+    monkeypatch.setattr(launch, "parent_command", list)
+    with pytest.raises(UsageError, match="asks for 2 processes, but 1 came up"):
+        launch.check(1, "NO")
+    launch.check(2, "MULTI_CPU")
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
+def test_an_engine_that_would_be_dropped_in_silence_is_refused(monkeypatch, variable):
+    monkeypatch.setenv(variable, "true")
+    monkeypatch.setattr(launch, "parent_command", list)
+    for name in ("KDAD_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UsageError, match="trains under DDP"):
+        launch.check(1, "NO")

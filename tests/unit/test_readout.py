@@ -1,0 +1,37 @@
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+
+from kdad_dist.config import ScoreConfig
+from kdad_dist.methods.readout import reduce, smooth
+
+MAPS = torch.rand(2, 24, 40, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.mark.parametrize("sigma", [0.7, 4.0])
+def test_smoothing_is_scipys_gaussian_filter(sigma):
+    expected = np.stack([gaussian_filter(m.double().numpy(), sigma) for m in MAPS])
+    np.testing.assert_allclose(smooth(MAPS, sigma).numpy(), expected, atol=2e-6)
+
+
+def test_smoothing_keeps_size_and_mean_and_a_sigma_of_zero_changes_nothing():
+    assert smooth(MAPS, 0) is MAPS
+    assert smooth(MAPS, 30).shape == MAPS.shape  # kernel longer than the image
+    torch.testing.assert_close(smooth(MAPS, 2).mean(), MAPS.mean(), rtol=1e-5, atol=0)
+
+
+def test_the_score_of_an_image_is_its_maps_reduction():
+    flat = MAPS.flatten(1).sort(dim=1).values
+    torch.testing.assert_close(reduce(MAPS, ScoreConfig(reduce="max")), flat[:, -1])
+    torch.testing.assert_close(reduce(MAPS, ScoreConfig(reduce="mean")), flat.mean(1))
+    top = reduce(MAPS, ScoreConfig(reduce="topk", topk=10))
+    torch.testing.assert_close(top, flat[:, -10:].mean(1))
+    middle = reduce(MAPS, ScoreConfig(reduce="quantile", quantile=0.5))
+    torch.testing.assert_close(middle, flat.median(1).values, atol=2e-3, rtol=0)
+
+
+def test_topk_of_more_pixels_than_there_are_is_the_mean():
+    torch.testing.assert_close(
+        reduce(MAPS, ScoreConfig(reduce="topk", topk=10**6)), MAPS.mean((1, 2))
+    )
