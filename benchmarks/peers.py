@@ -57,7 +57,7 @@ def _same_versions() -> list[str]:
     pins = []
     for name in ("torch", "torchvision", "timm"):
         try:
-            pins.append(f"{name}=={version(name)}")
+            pins.append(f"{name}=={version(name).split('+')[0]}")
         except PackageNotFoundError:
             pins.append(name)
     return pins

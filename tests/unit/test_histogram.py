@@ -1,5 +1,6 @@
 """The histogram of pixel scores: exact to merge, bounded in memory, strict about its input."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -148,13 +149,21 @@ def test_a_quantile_bounds_its_share_of_the_normal_pixels(quantile: float, seed:
     assert exact <= value <= exact * (1 + 1 / 2048)
 
 
+def test_memory_does_not_depend_on_the_number_of_images():
+    histogram = ScoreHistogram()
+    for seed in range(5):
+        histogram.update(*scored_images(seed))
+    arrays = (histogram.normal, histogram.defective, histogram.overlap)
+    assert sum(array.nbytes for array in arrays) < 13_000_000
+
+
 def test_a_hundred_histograms_take_memory_only_for_the_bins_in_use():
-    resident = Path("/proc/self/statm")
-    if not resident.exists():
-        pytest.skip("resident memory is read from /proc, which this system does not have")
+    resident, huge = Path("/proc/self/statm"), Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not resident.exists() or (huge.exists() and "[always]" in huge.read_text()):
+        pytest.skip("needs /proc, and a system that does not hand out huge pages unasked")
 
     def megabytes() -> float:
-        return int(resident.read_text().split()[1]) * 4096 / 1e6
+        return int(resident.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     maps, masks = scored_images(6)
     before = megabytes()
