@@ -14,12 +14,13 @@ PACKAGE = REPOSITORY / "kdad_dist"
 LAYERS = (
     {"errors", "types"},
     {"config"},
-    {"data", "models", "metrics", "schedule"},
+    {"data", "models", "metrics", "schedule", "pictures"},
     {"methods"},
     {"runtime"},
-    {"train", "score", "export", "report"},
+    {"train", "score", "predict", "export", "report"},
     {"demo"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 DOORWAYS = {
     "accelerate": ("runtime/", "train.py", "score.py"),

@@ -1,0 +1,71 @@
+"""The launch scripts start what they say and leave with the run's own exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import make_shards
+from tests.needs import REPOSITORY
+
+pytestmark = pytest.mark.launch
+
+CONFIG = """
+name: tiny
+data: {shards: SHARDS, image_size: 32}
+method: {name: stfpm, teacher: {weights: random}}
+optim: {name: sgd, lr: 0.1}
+train: {steps: 4, batch_size: 4, check_every: 1}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    make_shards(tmp_path / "shards", size=32, packed_size=32)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(CONFIG.replace("SHARDS", str(tmp_path / "shards")))
+    return path
+
+
+def train(config: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    own = {"KDAD_PYTHON": sys.executable, "KDAD_CACHE": str(config.parent / "cache")}
+    return subprocess.run(
+        [REPOSITORY / "launch" / "train.sh", config, *overrides],
+        cwd=config.parent,
+        env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | own | variables,
+        capture_output=True,
+        text=True,
+    )
+
+
+def status(config: Path) -> dict[str, object]:
+    return json.loads((config.parent / "runs/tiny/status.json").read_text())
+
+
+def test_the_script_starts_as_many_cpu_processes_as_it_is_told(config: Path) -> None:
+    result = train(config, KDAD_PROCESSES="3")
+    assert result.returncode == 0, result.stderr
+    assert "3 processes" in result.stderr
+    assert status(config)["state"] == "finished"
+
+
+def test_a_preempted_run_leaves_with_75_and_goes_on_when_started_again(config: Path) -> None:
+    stopped = train(config, "train.steps=400", "train.max_time=0.0001", KDAD_PROCESSES="2")
+    assert stopped.returncode == 75, stopped.stderr
+    assert status(config)["state"] == "preempted"
+    # What an earlier launch left behind is not taken for the outcome of this one.
+    refused = train(config, "train.steps=400", "optim.lr=-1", KDAD_PROCESSES="2")
+    assert refused.returncode == 2, refused.stderr
+    step = status(config)["step"]
+    again = train(config, "train.steps=400", "train.max_time=0.0001", KDAD_PROCESSES="1")
+    assert again.returncode == 75, again.stderr
+    assert status(config)["step"] > step
+
+
+def test_an_unknown_mode_is_refused_by_name(config: Path) -> None:
+    result = train(config, KDAD_MODE="tpu")
+    assert result.returncode == 2
+    assert "tpu" in result.stderr and "multi_gpu" in result.stderr
