@@ -20,6 +20,12 @@ def shared_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keeps what tests decode out of the user's cache."""
+    os.environ["KDAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def as_unprivileged() -> Iterator[None]:
     """Runs the test without root's permission to read and write everything."""

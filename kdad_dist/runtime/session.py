@@ -11,6 +11,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import Tensor
 
@@ -89,11 +90,17 @@ def start(precision: str = "no", wandb: bool = False) -> Iterator[Session]:
         session.device,
         precision,
     )
-    yield session
-    # Not in a `finally`: after an error the other processes may never come to a barrier.
-    if dist.is_initialized():
-        dist.barrier()
-        dist.destroy_process_group()
+    try:
+        yield session
+        # Not after an error: the other processes may never come to this barrier.
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+    finally:
+        # accelerate keeps its state for the life of the process; the next session, of another
+        # precision perhaps, must begin afresh.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
 
 def free_cores(session: Session) -> int:

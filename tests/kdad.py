@@ -1,0 +1,98 @@
+"""`kdad` as real processes, started the way torchrun starts them, but without its slow imports."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.launcher import free_port
+
+PRELOAD = ["timm", "accelerate", "torch._dynamo", "scipy.ndimage", "sklearn.metrics", __name__]
+
+
+@dataclass
+class Outcome:
+    codes: list[int]
+    text: str
+    """What all ranks printed, on stdout and stderr."""
+
+
+class Launched:
+    """The ranks of one command, running."""
+
+    def __init__(self, words: Sequence[object], processes: int) -> None:
+        context = multiprocessing.get_context("forkserver")
+        # Imported once, in the process that all ranks are forked from.
+        context.set_forkserver_preload(PRELOAD)
+        self.folder = tempfile.TemporaryDirectory()
+        port = free_port()
+        self.ranks = [
+            context.Process(
+                target=_rank,
+                args=([str(w) for w in words], rank, processes, port, self.folder.name),
+            )
+            for rank in range(processes)
+        ]
+        for rank in self.ranks:
+            rank.start()
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        for rank in self.ranks:
+            if rank.is_alive() and rank.pid:
+                os.kill(rank.pid, number)
+
+    def wait(self, timeout: float = 180) -> Outcome:
+        """The outcome; as a launcher does, ends the other ranks when one has failed."""
+        deadline = time.monotonic() + timeout
+        while any(rank.is_alive() for rank in self.ranks):
+            failed = any(rank.exitcode not in (None, 0, 75) for rank in self.ranks)
+            if failed:
+                time.sleep(0.5)
+            if failed or time.monotonic() > deadline:
+                self.kill()
+            time.sleep(0.02)
+        files = sorted(Path(self.folder.name).glob("rank_*"))
+        text = "\n".join(f"[{file.name}]\n{file.read_text(errors='replace')}" for file in files)
+        assert time.monotonic() < deadline, f"not finished within {timeout} s:\n{text}"
+        return Outcome([rank.exitcode or 0 for rank in self.ranks], text)
+
+
+def kdad(*words: object, processes: int = 1, timeout: float = 180) -> Outcome:
+    """Runs `kdad WORDS` on so many processes, to its end."""
+    return Launched(words, processes).wait(timeout)
+
+
+def succeeds(*words: object, processes: int = 1) -> Outcome:
+    """As `kdad`, for commands that must not fail."""
+    outcome = kdad(*words, processes=processes)
+    assert outcome.codes == [0] * processes, outcome.text
+    return outcome
+
+
+def _rank(words: list[str], rank: int, processes: int, port: int, folder: str) -> None:
+    output = os.open(f"{folder}/rank_{rank}", os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    if processes > 1:
+        os.environ |= {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(processes),
+            "LOCAL_WORLD_SIZE": str(processes),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+    import torch
+
+    torch.set_num_threads(1)
+    from kdad_dist.cli import main
+
+    sys.argv = ["kdad", *words]
+    main()
