@@ -1,11 +1,10 @@
 """The result of a run as one HTML page: no network, no script, nothing beside the file.
 
 `write_report` reads a run directory (`report_data`), makes of it what the page shows
-(`report_tables`, `report_charts`, `report_pictures`), and fills the template. The same run gives the same
-bytes.
+(`report_tables`, `report_charts`, `report_pictures`), and fills the template. The same run gives
+the same bytes.
 """
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,17 +28,20 @@ from kdad_dist.report_tables import (
     table,
     training_facts,
 )
+from kdad_dist.runtime.files import write_text
 
-PICTURES = 64
-"""Examples on a page, so that it stays near 3 MB however many categories a run has."""
-PICTURES_PER_GROUP = 6
 GROUPS = {
-    "miss": ("Worst misses", "Defective images that scored lowest."),
-    "false_alarm": ("Worst false alarms", "Normal images that scored highest."),
-    "hit": ("Best hits", "Defective images that scored highest."),
-    "normal": ("Normal images", "Normal images that scored low, as they should."),
+    "miss": ("Worst misses", "Weakest hits", "Defective images that scored lowest."),
+    "false_alarm": (
+        "Worst false alarms",
+        "Nearest to a false alarm",
+        "Normal images that scored highest.",
+    ),
+    "hit": ("Best hits", "Best hits", "Defective images that scored highest."),
+    "normal": ("Normal images", "Normal images", "Normal images that scored low."),
 }
-"""Kind of example -> heading and explanation, in the order of the page."""
+"""Kind of example -> heading where a decision was wrong, where all were right, and explanation, in
+the order of the page."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,6 @@ class Group:
     title: str
     explanation: str
     pictures: list[Picture]
-    total: int
 
 
 @dataclass(frozen=True)
@@ -83,15 +84,9 @@ def write_report(run: Path) -> Path:
     """
     page = render(read_run(run))
     path = run / "report.html"
-    temporary = run / f".report.html.{os.getpid()}"
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_text(path, page)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise DataError(f"cannot write {path}: {error}", "make room or rights for it") from None
     return path
 
@@ -139,12 +134,10 @@ def categories(files: RunFiles) -> list[Category]:
         *files.curves,
         *(example.category for example in files.examples),
     ]
-    names = list(dict.fromkeys(named))
-    shown = max(1, min(PICTURES_PER_GROUP, PICTURES // (len(GROUPS) * max(1, len(names)))))
-    return [category(files, name, figures.get(name, Figures()), shown) for name in names]
+    return [category(files, name, figures.get(name, Figures())) for name in dict.fromkeys(named)]
 
 
-def category(files: RunFiles, name: str, figures: Figures, shown: int) -> Category:
+def category(files: RunFiles, name: str, figures: Figures) -> Category:
     threshold = files.metrics.threshold if files.metrics else None
     value = threshold.value if threshold else None
     pixel_value = threshold.pixel_value if threshold else None
@@ -160,7 +153,7 @@ def category(files: RunFiles, name: str, figures: Figures, shown: int) -> Catego
         scores=_score_chart(scores, value),
         roc=_roc_chart(files, name, figures, scores),
         pro=_pro_chart(files, name, figures),
-        groups=_groups(files, examples, value, top, shown),
+        groups=_groups(files, examples, value, top),
         scale=ticks if peaks else [],
     )
 
@@ -188,7 +181,7 @@ def _roc_chart(files: RunFiles, name: str, figures: Figures, scores: list[Score]
             drawn.append((label, points, getattr(figures, metric)))
     if not drawn:
         reason = figures.notes.get("image_auroc", "it needs normal and defective images")
-        return f"No ROC curve: {reason}."
+        return f"No ROC curve: {reason.rstrip('.')}."
     return charts.roc_chart(drawn, _rates(scores))
 
 
@@ -205,16 +198,16 @@ def _pro_chart(files: RunFiles, name: str, figures: Figures) -> Chart | str:
     curve = files.curves.get(name, {}).get("pro")
     if not curve or not curve.get("fpr"):
         reason = figures.notes.get("pixel_aupro", "it needs masks of defective images")
-        return f"No PRO curve: {reason}."
+        return f"No PRO curve: {reason.rstrip('.')}."
     points = list(zip(curve["fpr"], curve["pro"], strict=True))
     return charts.pro_chart(points, figures.pixel_aupro)
 
 
 def _groups(
-    files: RunFiles, examples: list[Example], threshold: float | None, top: float, shown: int
+    files: RunFiles, examples: list[Example], threshold: float | None, top: float
 ) -> list[Group]:
     groups = []
-    for kind, (title, explanation) in GROUPS.items():
+    for kind, (wrong, right, explanation) in GROUPS.items():
         members = [example for example in examples if example.kind == kind]
         members.sort(key=lambda e: e.pred_score, reverse=kind in {"hit", "false_alarm"})
         pictures = [
@@ -224,11 +217,12 @@ def _groups(
                 _verdict(example),
                 example.pred_score / threshold if threshold else None,
             )
-            for example in members[:shown]
+            for example in members
         ]
         if pictures:
             subject = "defective" if kind in {"miss", "hit"} else "normal"
-            groups.append(Group(subject, title, explanation, pictures, len(members)))
+            all_right = all(example.pred_label == example.gt_label for example in members)
+            groups.append(Group(subject, right if all_right else wrong, explanation, pictures))
     return groups
 
 

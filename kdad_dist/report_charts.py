@@ -249,11 +249,11 @@ def dots(scores: Sequence[float], x: Scale, top: float, bottom: float) -> str:
 
 
 def path(points: Sequence[Point], x: Scale, y: Scale) -> str:
-    """A line through the points, broken where a value is None."""
+    """A line through the points, broken where a value is None; a lone point becomes a dot."""
     d, joined = "", False
     for a, b in points:
         if b is not None:
-            d += f"{'L' if joined else 'M'}{x(a)} {y(b)}"
+            d += f"L{x(a)} {y(b)}" if joined else f"M{x(a)} {y(b)}h0"
         joined = b is not None
     return d
 

@@ -60,7 +60,7 @@ class Figures:
     pixel_aupro: Number = None
     images: int | None = None
     notes: dict[str, str] = field(default_factory=dict)
-    """Metric -> why it is None."""
+    """Metric -> why it is None; "masks" -> which images the pixel metrics leave out."""
     defect_types: dict[str, "Figures"] = field(default_factory=dict)
 
 
@@ -128,6 +128,8 @@ class RunFiles:
     unread_lines: int
     """Lines of metrics.jsonl that a kill left incomplete."""
     metrics: Metrics | None
+    last_metrics: Metrics | None
+    """Of the last checkpoint, where that was scored beside the best one."""
     scores: list[Score]
     curves: dict[str, dict[str, Curve | None]]
     examples: list[Example]
@@ -166,6 +168,7 @@ def read_run(run: Path) -> RunFiles:
         log=log,
         unread_lines=unread,
         metrics=_json(run / "metrics.json", Metrics | None, None),
+        last_metrics=_json(run / "metrics-last.json", Metrics | None, None),
         scores=_scores(scores / "scores.csv"),
         curves=_json(scores / "curves.json", dict[str, dict[str, Curve | None]], {}),
         examples=_json(scores / "examples" / "examples.json", list[Example], []),

@@ -20,6 +20,8 @@ class Row:
     images: int | None
     cells: list[tuple[str, float | None, int | None]]
     """Metric, value, and the number of the note that says why there is none."""
+    note: int | None
+    """Number of a note on the whole line."""
 
 
 @dataclass(frozen=True)
@@ -105,29 +107,36 @@ def table(files: RunFiles) -> tuple[list[Row], list[str]]:
     if files.metrics is None:
         return [], []
     notes: list[str] = []
-
-    def row(name: str, level: int, figures: Figures, inherited: dict[str, str]) -> Row:
-        reasons = inherited | figures.notes
-        cells = []
-        for metric in METRICS:
-            value, note = getattr(figures, metric), None
-            if value is None:
-                reason = reasons.get(metric, "not computed for this line")
-                if reason not in notes:
-                    notes.append(reason)
-                note = notes.index(reason) + 1
-            cells.append((metric, value, note))
-        return Row(name, level, figures.images, cells)
-
     rows = []
     for category, figures in files.metrics.categories.items():
-        rows.append(row(category, 1, figures, {}))
-        for defect_type, part in figures.defect_types.items():
-            rows.append(row(defect_type, 2, part, figures.notes))
-    absent = dict.fromkeys(METRICS, "no category has this figure")
+        rows.append(_row(category, 1, figures, notes))
+        rows += [_row(name, 2, part, notes) for name, part in figures.defect_types.items()]
     if len(files.metrics.categories) != 1:
-        rows.insert(0, row("mean", 0, files.metrics.mean, absent))
+        rows.insert(0, _row("mean", 0, files.metrics.mean, notes))
+    if files.last_metrics is not None:
+        step = files.last_metrics.provenance.get("checkpoint_step", "?")
+        rows.append(
+            _row(f"mean of the last checkpoint, step {step}", 0, files.last_metrics.mean, notes)
+        )
     return rows, notes
+
+
+def _row(name: str, level: int, figures: Figures, notes: list[str]) -> Row:
+    """A line of the table; reasons that no earlier line had are added to the notes."""
+
+    def noted(reason: str) -> int:
+        if reason not in notes:
+            notes.append(reason)
+        return notes.index(reason) + 1
+
+    cells = []
+    for metric in METRICS:
+        value = getattr(figures, metric)
+        default = "not known for any category" if level == 0 else "not computed"
+        note = noted(figures.notes.get(metric, default)) if value is None else None
+        cells.append((metric, value, note))
+    masks = figures.notes.get("masks")
+    return Row(name, level, figures.images, cells, noted(masks) if masks else None)
 
 
 def decisions(scores: list[Score]) -> list[Decision]:

@@ -27,7 +27,7 @@ def make_run(
     scored: bool = True,
 ) -> Path:
     """Writes the run directory and returns it; `defective` images of each type."""
-    (run / "checkpoints" / "step_00000400").mkdir(parents=True)
+    run.mkdir(parents=True, exist_ok=True)
     config = {"name": name, "seed": 0, "data": {"shards": "shards/tile", "category": "all"},
               "method": {"name": "stfpm", "teacher": {"backbone": "resnet18"}}}  # fmt: skip
     (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False, allow_unicode=True))
@@ -89,7 +89,8 @@ def write_scores(
         writer = csv.writer(file)
         writer.writerow(["key", "category", "defect_type", "gt_label", "pred_score", "pred_label"])
         writer.writerows(rows)
-    mean = {f: float(np.mean([c[f] for c in figures.values()])) for f in FIGURES}
+    known = {f: [c[f] for c in figures.values() if c[f] is not None] for f in FIGURES}
+    mean = {f: float(np.mean(values)) if values else None for f, values in known.items()}
     called = {label: [row[5] for row in rows if row[3] == label] for label in (0, 1)}
     rates = {label: float(np.mean(part)) if part else None for label, part in called.items()}
     write_json(run / "metrics.json", {
