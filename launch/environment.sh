@@ -18,6 +18,8 @@ esac
 
 # The program compares this with the processes that really came up, and refuses a difference.
 export KDAD_WORLD_SIZE=$((${KDAD_PROCESSES:-1} * machines))
+# Without this, DDP warns at every start of a setting that is chosen on purpose (session.py).
+export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 # Threads of a process; more than one only pays where a process has cores of its own.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 

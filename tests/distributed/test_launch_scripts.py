@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.shards import make_shards
 from tests.needs import REPOSITORY
+from tests.shards import make_shards
 
 pytestmark = pytest.mark.launch
 
