@@ -62,8 +62,9 @@ def panels(example: Example, folder: Path, scale_max: float) -> Panels:
 def outline(image: Image.Image, mask: Image.Image) -> Image.Image:
     """The image with a bright line, edged dark, around the mask."""
     inside = mask.point(lambda value: 255 if value else 0)
-    line = inside.filter(ImageFilter.MaxFilter(5))
-    edge = inside.filter(ImageFilter.MaxFilter(7))
+    # Not 0 where the mask is within 2 or 3 pixels: a tenth of the time of a MaxFilter.
+    line = inside.filter(ImageFilter.BoxBlur(2))
+    edge = inside.filter(ImageFilter.BoxBlur(3))
     drawn = np.array(image)
     drawn[(np.asarray(edge) > 0) & (np.asarray(inside) == 0)] = 0
     drawn[(np.asarray(line) > 0) & (np.asarray(inside) == 0)] = CONTOUR

@@ -2,11 +2,11 @@
 
 import statistics
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from kdad_dist.report_data import METRICS, Figures, RunFiles, Score, Threshold
+from kdad_dist.report_data import METRICS, Figures, Metrics, RunFiles, Score, Threshold
 
 DASH = "\N{EN DASH}"
 
@@ -112,13 +112,19 @@ def table(files: RunFiles) -> tuple[list[Row], list[str]]:
         rows.append(_row(category, 1, figures, notes))
         rows += [_row(name, 2, part, notes) for name, part in figures.defect_types.items()]
     if len(files.metrics.categories) != 1:
-        rows.insert(0, _row("mean", 0, files.metrics.mean, notes))
+        rows.insert(0, _row("mean", 0, _mean(files.metrics), notes))
     if files.last_metrics is not None:
         step = files.last_metrics.provenance.get("checkpoint_step", "?")
         rows.append(
-            _row(f"mean of the last checkpoint, step {step}", 0, files.last_metrics.mean, notes)
+            _row(f"mean of the last checkpoint, step {step}", 0, _mean(files.last_metrics), notes)
         )
     return rows, notes
+
+
+def _mean(metrics: Metrics) -> Figures:
+    """The mean over the categories, with the images of all of them."""
+    images = sum(figures.images or 0 for figures in metrics.categories.values())
+    return replace(metrics.mean, images=images)
 
 
 def _row(name: str, level: int, figures: Figures, notes: list[str]) -> Row:
