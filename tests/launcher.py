@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,16 @@ def free_port() -> int:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]
+
+
+def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """A process that runs a function of the top level of a module; the caller ends it."""
+    context = multiprocessing.get_context("forkserver")
+    # What is slow to import is imported once, in the process that all others are forked from.
+    context.set_forkserver_preload(["timm", "accelerate", "torch._dynamo", "pytest", __name__])
+    process = context.Process(target=function, args=arguments, daemon=True)
+    process.start()
+    return process
 
 
 def run_ranks(
@@ -35,17 +46,11 @@ def run_ranks(
     Raises:
         AssertionError: a rank raised (with its traceback), died, or did not come to an end.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "torch.distributed.checkpoint", __name__])
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
-            context.Process(
-                target=_rank, args=(function, arguments, rank, processes, folder, timeout)
-            )
+            start(_rank, function, arguments, rank, processes, folder, timeout)
             for rank in range(processes)
         ]
-        for rank in ranks:
-            rank.start()
         deadline = time.monotonic() + timeout
         for rank in ranks:
             rank.join(max(0.0, deadline - time.monotonic()))

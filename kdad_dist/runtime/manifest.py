@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -46,7 +47,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{file} has version {body['version']}; this program reads version {VERSION}",
             "use the version of kdad_dist that wrote it",
         )
-    outside = [name for name in body["files"] if Path(name).name != name]
+    outside = [name for name in body["files"] if not re.fullmatch(r"\.?\w[\w.]*", name)]
     if outside:
         raise damaged(file, f"it names a file outside of its directory, {outside[0]!r}")
     if path.name != step_name(body["step"]):

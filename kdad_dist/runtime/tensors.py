@@ -94,13 +94,14 @@ def _targets(path: Path, student: nn.Module, stored: dict[str, Any]) -> dict[str
     """The student's tensors that a checkpoint holds, once it is clear that all of them fit."""
     tensors = _student_tensors(student)
     there = {name for name in stored if name.startswith("student.")}
-    faults = [f"{name} is missing" for name in sorted(tensors.keys() - there - _frozen(student))]
-    faults += [f"{name} is not in this student" for name in sorted(there - tensors.keys())]
     targets = {name: tensors[name] for name in sorted(there & tensors.keys())}
+    faults = []
     for name, tensor in targets.items():
         found = (tuple(stored[name].size), stored[name].properties.dtype)
         if found != (tuple(tensor.shape), tensor.dtype):
             faults.append(f"{name} is {found}, not {(tuple(tensor.shape), tensor.dtype)}")
+    faults += [f"{name} is missing" for name in sorted(tensors.keys() - there - _frozen(student))]
+    faults += [f"{name} is not in this student" for name in sorted(there - tensors.keys())]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CheckpointError(
