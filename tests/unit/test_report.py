@@ -349,6 +349,23 @@ def test_a_picture_outside_the_run_is_refused(tmp_path: Path) -> None:
         write_report(run)
 
 
+def test_a_full_disk_leaves_the_old_page_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "run")
+    before = write_report(run).read_bytes()
+    names = sorted(run.iterdir())
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(DataError, match="No space left"):
+        write_report(run)
+    assert sorted(run.iterdir()) == names
+    assert (run / "report.html").read_bytes() == before
+
+
 @pytest.fixture
 def read_only_run() -> Iterator[Path]:
     """A run that everybody may read and only its owner write."""
