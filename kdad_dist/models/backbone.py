@@ -1,5 +1,6 @@
 """Feature backbones: any timm network, as a function from images to the maps of chosen layers."""
 
+import copy
 import difflib
 import hashlib
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ import timm
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdad_dist.config import TeacherConfig
 from kdad_dist.errors import ConfigError, WeightsError
@@ -20,7 +22,7 @@ Role = Literal["teacher", "student"]
 
 
 class FeatureNet(nn.Module):
-    """A network cut off after its deepest chosen layer; every parameter takes part in the maps.
+    """A network cut off after its deepest chosen layer; every trainable parameter has a gradient.
 
     Args:
         network: of timm, made with `features_only`.
@@ -34,8 +36,9 @@ class FeatureNet(nn.Module):
         super().__init__()
         self.network = network
         self.channels_last_maps = getattr(network, "output_fmt", "NCHW") == "NHWC"
-        # A transformer's reshape cannot guess the sizes of an empty batch.
-        self.takes_empty = not hasattr(network, "model")
+        # An empty batch breaks the reshapes of transformers, so a blank image stands in for it; not
+        # where BatchNorm would count that image, but networks with BatchNorm are convolutions.
+        self.takes_empty = any(isinstance(m, _BatchNorm) for m in network.modules())
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -100,6 +103,7 @@ def build_backbone(
         network = _create(name, layers, file)
     if weights not in {"pretrained", "random"}:
         load_weights(network, read_weights(Path(weights)), weights)
+    _freeze_unused(network, cfg.input_size)
     net = FeatureNet(network, cfg.mean, cfg.std)
     return net.to(memory_format=torch.channels_last)
 
@@ -110,8 +114,8 @@ def _check_name(name: str) -> None:
         near = difflib.get_close_matches(architecture, timm.list_models(), n=4)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
         raise ConfigError(f"method.teacher.backbone: timm has no {architecture!r}", hint)
-    if tag and timm.get_pretrained_cfg(name, allow_unregistered=False) is None:
-        tags = timm.list_pretrained(f"{architecture}.*")
+    tags = timm.list_pretrained(f"{architecture}.*")
+    if tag and name not in tags:
         raise ConfigError(
             f"method.teacher.backbone: timm has no weights {tag!r} of {architecture}",
             f"use one of {', '.join(tags)}" if tags else f"write {architecture!r}",
@@ -125,7 +129,9 @@ def _create(name: str, layers: Sequence[int], file: Path | None) -> nn.Module:
     if cfg is not None and cfg.fixed_input_size:
         options["dynamic_img_size"] = True
     if file is not None:
-        options |= {"pretrained": True, "pretrained_cfg_overlay": {"file": str(file)}}
+        # custom_load: where weights were first published as .npz; the hub has them converted.
+        overlay = {"file": str(file), "custom_load": False}
+        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
         return timm.create_model(name, **options)
     except (IndexError, AssertionError) as error:
@@ -138,6 +144,19 @@ def _create(name: str, layers: Sequence[int], file: Path | None) -> nn.Module:
             f"{name} cannot be used as a backbone: {str(error).splitlines()[0]}",
             "choose a network that gives feature maps at any image size, such as resnet18.tv_in1k",
         ) from error
+
+
+def _freeze_unused(network: nn.Module, input_size: tuple[int, ...]) -> None:
+    """Freezes what lies deeper than the deepest layer, which a few families of timm keep.
+
+    DDP waits for the gradient of every trainable parameter. Found without computing anything: on
+    the meta device.
+    """
+    shadow = copy.deepcopy(network).to("meta")
+    maps = shadow(torch.zeros(2, *input_size, device="meta"))
+    torch.stack([m.sum() for m in maps]).sum().backward()
+    for parameter, twin in zip(network.parameters(), shadow.parameters(), strict=True):
+        parameter.requires_grad_(twin.grad is not None)
 
 
 def _layers(name: str) -> str:

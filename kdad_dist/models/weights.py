@@ -3,6 +3,7 @@
 import hashlib
 import pickle
 import re
+import struct
 import threading
 import urllib.error
 import urllib.request
@@ -24,8 +25,10 @@ LOCAL_FILE = (
     "copy the file here and name it: method.teacher.weights=FILE.safetensors (or FILE.pth); "
     'or, to try things out without pretraining, method.teacher.weights="random"'
 )
-PREFIXES = re.compile(r"^((module|model|backbone|net|student|teacher)\.)+")
+PREFIXES = re.compile(r"^((module|model|backbone|network|student|teacher)\.)+")
 """What wrappers (DataParallel, Lightning, feature extractors, ours) put before a network's keys."""
+UNPICKLING = (pickle.UnpicklingError, LookupError, TypeError, AttributeError, struct.error)
+"""What torch's unpickler of plain tensors raises where a file holds other things, or noise."""
 CONTAINERS = ("state_dict_ema", "state_dict", "model")
 """Where training checkpoints keep the network."""
 
@@ -43,7 +46,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         if path.suffix in {".pth", ".pt"}:
             return _tensors(torch.load(path, map_location="cpu", weights_only=True), path)
-    except pickle.UnpicklingError as error:
+    except UNPICKLING as error:
         raise WeightsError(
             f"{path} is not a plain file of tensors: loading it would run code, or it is damaged",
             "convert it to .safetensors where you trust it "
