@@ -223,6 +223,45 @@ def sample_line(sample: Sample) -> str:
     return json.dumps(asdict(sample), sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def describe(
+    parameters: dict[str, Any],
+    shards: Sequence[Shard],
+    samples: Sequence[Sample],
+    skipped: Sequence[tuple[str, str]] = (),
+    source_sha256: str = "",
+) -> tuple[bytes, bytes]:
+    """The bytes of index.json and of samples.jsonl.
+
+    Args:
+        parameters: how it was packed; `layout`, `image_size` and `resize` at least.
+        skipped: files that were left out, each with the reason.
+        source_sha256: hash of the image folder, by which an unchanged one is known again.
+    """
+    lines = "".join(map(sample_line, samples)).encode()
+    described = {
+        "version": VERSION,
+        **parameters,
+        "categories": sorted({sample.category for sample in samples}),
+        "counts": count(samples),
+        "shards": [asdict(shard) for shard in shards],
+        "skipped": [{"file": file, "reason": reason} for file, reason in skipped],
+        "source_sha256": source_sha256,
+        "samples_sha256": hashlib.sha256(lines).hexdigest(),
+    }
+    described["fingerprint"] = fingerprint(described)
+    return json.dumps(described, indent=1, ensure_ascii=False).encode() + b"\n", lines
+
+
+def count(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, int]]]:
+    """Numbers of samples by split, category, and class or defect type ("good": none)."""
+    counts: dict[str, dict[str, dict[str, int]]] = {}
+    for sample in samples:
+        kinds = counts.setdefault(sample.split, {}).setdefault(sample.category, {})
+        kind = sample.class_name or sample.defect_type or "good"
+        kinds[kind] = kinds.get(kind, 0) + 1
+    return counts
+
+
 def is_remote(root: str) -> bool:
     return urlsplit(root).scheme in {"http", "https"}
 
