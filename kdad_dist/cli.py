@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +23,23 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the configuration: key.subkey=value ...")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+
+
+class Layout(StrEnum):
+    AUTO = "auto"
+    MVTEC = "mvtec"
+    VISA = "visa"
+    FOLDER = "folder"
+    CLASSES = "classes"
+
+
+class Resize(StrEnum):
+    SQUASH = "squash"
+    SHORTER = "shorter"
+
+
+class Format(StrEnum):
+    SAFETENSORS = "safetensors"
 
 
 def main() -> None:
@@ -53,6 +71,8 @@ def common(
         ),
     ] = False,
 ) -> None:
+    # torch warns from C++ about a DDP option that is set on purpose (runtime/session.py).
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from kdad_dist.runtime.progress import log_to_stderr
 
     log_to_stderr()
@@ -161,16 +181,14 @@ def export(
 def pack(
     root: Annotated[Path, typer.Argument(help="A folder of images; it is never changed.")],
     out: Annotated[Path, typer.Argument(help="The folder for the shards.")],
-    layout: Annotated[
-        str, typer.Option(help="auto, mvtec, visa, folder (good + defects) or classes.")
-    ] = "auto",
+    layout: Annotated[Layout, typer.Option(help="How the folder is arranged.")] = Layout.AUTO,
     category: Annotated[
         list[str] | None, typer.Option(help="Only this category; may be repeated.")
     ] = None,
     size: Annotated[int, typer.Option(min=0, help="Resize to this; 0: keep the files.")] = 256,
     resize: Annotated[
-        str, typer.Option(help="squash (to a square) or shorter (keep the aspect ratio).")
-    ] = "squash",
+        Resize, typer.Option(help="Squash to a square, or keep the aspect ratio.")
+    ] = Resize.SQUASH,
     workers: Annotated[int, typer.Option(min=0, help="0: one per core.")] = 0,
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="List damaged files and go on.")
@@ -178,14 +196,40 @@ def pack(
     as_json: Json = False,
 ) -> None:
     """Pack a folder of images into shards with an index."""
-    from kdad_dist.data.writer import pack as pack_folder
+    from dataclasses import asdict
 
-    if layout not in LAYOUTS:
-        raise UsageError(f"there is no layout {layout!r}", f"choose from: {', '.join(LAYOUTS)}")
-    if resize not in RESIZES:
-        raise UsageError(f"there is no resize {resize!r}", f"choose from: {', '.join(RESIZES)}")
-    result = pack_folder(root, out)
-    answer(result)
+    from kdad_dist.data.writer import pack as pack_folder
+    from kdad_dist.runtime.progress import progress
+
+    with progress("packing", 1, "images") as bar:
+        result = pack_folder(
+            root,
+            out,
+            layout=layout.value,
+            categories=category,
+            size=size,
+            mode=resize.value,
+            workers=workers or None,
+            skip_bad=skip_bad,
+            progress=bar.at,
+        )
+    say(summary(asdict(result)))
+    if as_json:
+        answer(asdict(result))
+
+
+def summary(packed: dict[str, Any]) -> str:
+    """What `kdad pack` did, for a person."""
+    lines = [f"layout: {packed['reason']}"]
+    for split, categories in packed["counts"].items():
+        for category, kinds in categories.items():
+            found = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+            lines.append(f"{category} {split}: {found}")
+    lines += [f"skipped: {path} ({reason})" for path, reason in packed["skipped"]]
+    lines += [f"not used: {folder}" for folder in packed["unused"]]
+    done = "was packed already" if packed["unchanged"] else f"{packed['shards']} shards"
+    lines.append(f"{packed['images']} images in {packed['out']} ({done})")
+    return "\n".join(lines)
 
 
 @app.command()

@@ -47,13 +47,18 @@ class Progress:
         elapsed = time.monotonic() - self._started
         return (self.total - self.done) * elapsed / progressed if progressed else None
 
+    def at(self, done: int, total: int) -> None:
+        """For work whose length is only known once it has begun."""
+        self.total = total
+        self.advance(done - self.done)
+
     def advance(self, count: int = 1, note: str = "") -> None:
         self.done += count
         left = self.seconds_left()
         eta = f"{duration(left)} left" if left is not None else ""
         text = "  ".join(part for part in (note, eta) if part)
         if self._bar is not None and self._task is not None:
-            self._bar.update(self._task, completed=self.done, note=text)
+            self._bar.update(self._task, completed=self.done, total=self.total, note=text)
         elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             log.info("%s: %d/%d %s  %s", self.title, self.done, self.total, self.unit, text)

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -64,7 +63,6 @@ def start(precision: str = "no", wandb: bool = False) -> Iterator[Session]:
     # parameters because it then never regroups its buckets after the first step, which would sum
     # in another order after a resume (measured on three and more processes).
     wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
-    warnings.filterwarnings("ignore", message=".*find_unused_parameters=True was specified.*")
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=precision,

@@ -22,8 +22,8 @@ CONFIG = {
         "name": "stfpm",
         "teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1, 2]},
     },
-    "optim": {"name": "sgd", "lr": 0.1, "weight_decay": 1.0e-4},
-    "train": {"steps": 24, "batch_size": 5, "log_every": 1, "check_every": 3},
+    "optim": {"name": "sgd", "lr": 0.03, "weight_decay": 1.0e-4},
+    "train": {"steps": 24, "batch_size": 6, "log_every": 1, "check_every": 3},
     "checkpoint": {"every_steps": 3, "keep": 2},
 }
 
@@ -76,7 +76,7 @@ def test_accumulated_gradients_do_not_depend_on_the_number_of_processes(config):
     # Two passes on either: of up to 3 global rows each.
     for processes, size in ((1, 3), (2, 2)):
         run = config.parent / f"accumulated{processes}"
-        more = [f"output={run}", "train.batch_size=6", f"train.micro_batch_size={size}"]
+        more = [f"output={run}", f"train.micro_batch_size={size}"]
         succeeds("train", config, *more, processes=processes)
     one, two = (lines(config.parent / f"accumulated{n}") for n in (1, 2))
     assert max(abs(one[step] - two[step]) for step in range(1, 21)) < 1e-5
@@ -173,7 +173,7 @@ def test_fewer_images_than_processes_train(config):
 def test_another_configuration_in_the_same_directory_is_refused_by_key(config, undisturbed):
     outcome = kdad("train", config, f"output={undisturbed[1]}", "optim.lr=0.2", "seed=3")
     assert outcome.codes == [2]
-    assert "optim.lr: 0.1 in the run, 0.2 now" in outcome.text
+    assert "optim.lr: 0.03 in the run, 0.2 now" in outcome.text
     assert "seed: 0 in the run, 3 now" in outcome.text
 
 

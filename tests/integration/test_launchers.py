@@ -1,0 +1,102 @@
+"""Real launchers: what they start, and what is refused because they started something else."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.helpers import make_mvtec
+from tests.kdad import succeeds
+
+pytestmark = pytest.mark.launch
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("launchers")
+    make_mvtec(folder / "images", train=8)
+    succeeds("pack", folder / "images", folder / "shards", "--size", 32)
+    path = folder / "tiny.yaml"
+    teacher = {"backbone": "resnet10t", "weights": "random", "layers": [1]}
+    text = {
+        "name": "tiny",
+        "data": {"shards": str(folder / "shards"), "image_size": 32},
+        "method": {"teacher": teacher},
+        "optim": {"name": "adam", "lr": 1.0e-3},
+        "train": {"steps": 2, "batch_size": 4, "log_every": 1},
+    }
+    path.write_text(yaml.safe_dump(text))
+    return path
+
+
+def launch(*words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("ACCELERATE_")}
+    return subprocess.run(
+        [str(word) for word in words],
+        env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **variables},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
+
+
+def test_the_shipped_cpu_file_starts_as_many_processes_as_asked_for(config):
+    run = config.parent / "three"
+    file = REPOSITORY / "launch/accelerate/cpu.yaml"
+    options = ["--config_file", file, "--num_processes", 3]
+    done = launch(*LAUNCH, *options, "-m", "kdad_dist", "train", config, f"output={run}")
+    assert done.returncode == 0, done.stderr
+    assert "3 processes, mode MULTI_CPU" in done.stderr
+    assert len((run / "metrics.jsonl").read_text().splitlines()) >= 2
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--cpu", "--num_processes", "2"],
+        ["--config_file", "multi_cpu.yaml"],
+    ],
+    ids=["--cpu", "MULTI_CPU without MPI"],
+)
+def test_a_launcher_that_starts_one_process_in_silence_is_found_out(config, options, tmp_path):
+    settings = {
+        "compute_environment": "LOCAL_MACHINE",
+        "distributed_type": "MULTI_CPU",
+        "use_cpu": True,
+        "num_machines": 1,
+        "num_processes": 2,
+        "machine_rank": 0,
+        "mixed_precision": "no",
+    }
+    (tmp_path / "multi_cpu.yaml").write_text(yaml.safe_dump(settings))
+    options = [str(tmp_path / o) if o.endswith(".yaml") else o for o in options]
+    run = tmp_path / "run"
+    done = launch(*LAUNCH, *options, "-m", "kdad_dist", "train", config, f"output={run}")
+    assert done.returncode != 0
+    assert "2 processes, but 1 came up" in done.stderr
+    assert not (run / "checkpoints").exists()
+
+
+def test_an_engine_that_would_be_dropped_in_silence_is_refused(config, tmp_path):
+    run = tmp_path / "run"
+    options = ["--use_fsdp", "--fsdp_version", 2, "--num_processes", 1, "--num_machines", 1]
+    done = launch(*LAUNCH, *options, "-m", "kdad_dist", "train", config, f"output={run}")
+    assert done.returncode != 0
+    assert "FSDP" in done.stderr
+    assert not (run / "checkpoints").exists()
+
+
+def test_one_process_needs_no_launcher(config):
+    run = config.parent / "one"
+    words = [sys.executable, "-m", "kdad_dist", "train", config, f"output={run}"]
+    done = launch(*words)
+    assert done.returncode == 0, done.stderr
+    assert "1 process, mode NO" in done.stderr
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"

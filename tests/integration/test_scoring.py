@@ -1,0 +1,200 @@
+"""Scoring as a whole: the same bits on any number of processes, every image once, honest nulls."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from tests.helpers import make_mvtec, save_image, texture
+from tests.kdad import kdad, succeeds
+
+pytestmark = pytest.mark.launch
+
+BACKBONES = {
+    "resnet": {"backbone": "resnet10t", "layers": [1, 2]},
+    "vgg": {"backbone": "vgg11", "layers": [1, 2]},
+    "vit": {"backbone": "test_vit", "layers": [0, 1]},
+}
+
+
+def write_config(folder: Path, shards: Path, backbone: str, size: int = 32) -> Path:
+    path = folder / f"{backbone}.yaml"
+    config = {
+        "name": backbone,
+        "data": {"shards": str(shards), "image_size": size},
+        "method": {"teacher": {"weights": "random", **BACKBONES[backbone]}},
+        "optim": {"name": "adam", "lr": 1.0e-3},
+        "train": {"steps": 2, "batch_size": 4},
+        "score": {"smooth_sigma": 1, "synthetic": True},
+    }
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Shards with 7 test images, 3 of them good, and a trained run for each backbone."""
+    folder = tmp_path_factory.mktemp("scoring")
+    make_mvtec(folder / "images", train=10, good=3, scratch=4)
+    for size in (32, 160):
+        succeeds("pack", folder / "images", folder / f"shards{size}", "--size", size)
+    for backbone in BACKBONES:
+        size = 160 if backbone == "vit" else 32  # the ViT's own input size
+        config = write_config(folder, folder / f"shards{size}", backbone, size)
+        succeeds("train", config, f"output={folder / backbone}")
+    return folder
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Every file that scoring wrote, without what tells of time and processes."""
+    files = {
+        str(file.relative_to(run)): file.read_bytes()
+        for file in sorted((run / "scores").rglob("*"))
+        if file.is_file()
+    }
+    metrics = json.loads((run / "metrics.json").read_text())
+    for name in ("time", "seconds", "images_per_second", "world_size"):
+        metrics["provenance"].pop(name)
+    return files | {"metrics.json": json.dumps(metrics).encode()}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+def test_results_are_the_same_bits_on_1_to_4_processes(folder, backbone):
+    run = folder / backbone
+    succeeds("score", run, "score.save_maps=npy")
+    serial = results(run)
+    assert len([name for name in serial if name.startswith("scores/maps/")]) == 7
+    for processes in (2, 3, 4) if backbone == "resnet" else (3,):
+        succeeds("score", run, "score.save_maps=npy", processes=processes)
+        assert results(run) == serial, f"{processes} processes"
+
+
+def test_every_image_is_scored_once_and_every_figure_is_there(folder):
+    run = folder / "resnet"
+    succeeds("score", run, processes=2)
+    rows = list(csv.DictReader((run / "scores/scores.csv").open()))
+    assert len({row["key"] for row in rows}) == len(rows) == 7
+    assert [row["defect_type"] for row in rows].count("scratch") == 4
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert all(value is not None for value in metrics["mean"].values())
+    assert metrics["threshold"]["images"] >= 1
+    assert set(metrics["synthetic"]) == set(metrics["mean"])
+    assert metrics["provenance"]["checkpoint_rule"] == "lowest loss on held-out normal images"
+    assert {"roc", "pixel_roc", "pro"} <= set(
+        json.loads((run / "scores/curves.json").read_text())["tile"]
+    )
+
+
+def test_the_last_checkpoint_is_scored_beside_the_best(folder):
+    run = folder / "resnet"
+    succeeds("score", run, "score.checkpoint=last")
+    metrics = json.loads((run / "metrics-last.json").read_text())
+    assert metrics["provenance"]["checkpoint_rule"] == "last"
+    assert metrics["provenance"]["checkpoint_step"] == 2
+    assert (run / "scores-last/scores.csv").is_file()
+
+
+def test_a_run_can_be_moved_and_scored_where_it_is(folder, tmp_path):
+    run = shutil.copytree(folder / "resnet", tmp_path / "moved here")
+    (run / "metrics.json").unlink()
+    outcome = succeeds("score", run, "--json")
+    assert (run / "metrics.json").is_file()
+    assert '"image_auroc"' in outcome.text
+
+
+def test_a_category_without_defects_has_nulls_with_a_reason(folder, tmp_path):
+    make_mvtec(tmp_path / "images", train=6, good=3, scratch=0)
+    succeeds("pack", tmp_path / "images", tmp_path / "shards", "--size", 32)
+    run = shutil.copytree(folder / "resnet", tmp_path / "run")
+    succeeds("score", run, "--shards", tmp_path / "shards")
+    category = json.loads((run / "metrics.json").read_text())["categories"]["tile"]
+    assert category["image_auroc"] is None
+    assert "defective" in category["notes"]["image_auroc"]
+
+
+def test_new_images_get_scores_maps_overlays_masks_and_boxes(folder, tmp_path):
+    run = folder / "resnet"
+    succeeds("score", run)
+    save_image(tmp_path / "new/a b.png", texture(1, 60, 90))
+    save_image(tmp_path / "new/deep/ü.jpg", texture(2, 50, 40))
+    save_image(tmp_path / "other/a b.png", texture(3))
+    out = tmp_path / "out"
+    words = ["--images", tmp_path / "new", "--images", tmp_path / "other/*.png", "--out", out]
+    succeeds("score", run, *words, processes=2)
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert len(rows) == 3
+    for row in rows:
+        assert float(row["pred_score"]) > 0
+        assert row["pred_label"] in {"0", "1"}
+        width, height = Image.open(row["file"]).size
+        assert Image.open(out / "overlays" / row["overlay"]).size == (width, height)
+        mask = np.asarray(Image.open(out / "masks" / row["mask"]))
+        assert mask.shape == (height, width)
+        boxes = json.loads(row["boxes"])
+        assert bool(boxes) == bool(mask.any())
+        assert all(0 <= left < right <= width for left, _, right, _ in boxes)
+        map_ = Image.open(out / "maps" / row["map"])
+        assert map_.size == (32, 32)
+        assert float(map_.text["scale"]) > 0
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda p: p.write_text("no image at all"), "note.png"),
+        (lambda p: p.write_bytes(b""), "note.png"),
+        (lambda p: p.with_suffix(".txt").write_text("x"), "no image"),
+    ],
+)
+def test_a_new_image_that_is_none_is_named_and_nothing_is_left(folder, tmp_path, make, said):
+    (tmp_path / "new").mkdir()
+    make(tmp_path / "new/note.png")
+    out = tmp_path / "out"
+    outcome = kdad("score", folder / "resnet", "--images", tmp_path / "new", "--out", out)
+    assert outcome.codes == [1]
+    assert said in outcome.text
+    assert not out.exists()
+
+
+def test_a_folder_that_holds_something_else_is_not_overwritten(folder, tmp_path):
+    image = save_image(tmp_path / "new.png", texture(1))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/precious").touch()
+    words = ["--images", image, "--out", tmp_path / "out"]
+    outcome = kdad("score", folder / "resnet", *words)
+    assert outcome.codes == [1]
+    assert (tmp_path / "out/precious").exists()
+
+
+@pytest.mark.parametrize("words", [["score"], ["export"], ["report"]])
+def test_a_directory_that_is_no_run_is_refused(tmp_path, words):
+    outcome = kdad(*words, tmp_path)
+    assert outcome.codes[0] in {1, 2}
+    assert "config.yaml" in outcome.text
+    assert "Traceback" not in outcome.text
+
+
+def test_a_flipped_bit_in_a_shard_is_refused_by_name(folder, tmp_path):
+    shards = shutil.copytree(folder / "shards32", tmp_path / "shards")
+    shard = max(shards.glob("*test*.tar"), key=lambda file: file.stat().st_size)
+    content = bytearray(shard.read_bytes())
+    content[700] ^= 4
+    shard.write_bytes(content)
+    run = shutil.copytree(folder / "resnet", tmp_path / "run")
+    outcome = kdad("score", run, "--shards", shards)
+    assert outcome.codes == [1]
+    assert shard.name in outcome.text
+    assert "Traceback" not in outcome.text
+
+
+def test_scoring_asks_for_a_checkpoint_where_there_is_none(folder, tmp_path):
+    run = shutil.copytree(folder / "resnet", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    outcome = kdad("score", run)
+    assert outcome.codes == [1]
+    assert "train the run first" in outcome.text
