@@ -63,6 +63,12 @@ class Group:
 
 
 @dataclass(frozen=True)
+class ColourScale:
+    top: float
+    threshold: float | None
+
+
+@dataclass(frozen=True)
 class Category:
     """What the page shows of one category; a text stands for what cannot be shown, and says why."""
 
@@ -71,8 +77,8 @@ class Category:
     roc: Chart | str
     pro: Chart | str
     groups: list[Group]
-    scale: list[str]
-    """Labels of the anomaly maps' colour scale, evenly spaced; empty without maps."""
+    scale: ColourScale | None
+    """Of the anomaly maps, from 0."""
 
 
 def write_report(run: Path) -> Path:
@@ -144,17 +150,17 @@ def category(files: RunFiles, name: str, figures: Figures) -> Category:
     scores = [score for score in files.scores if score.category == name]
     examples = [example for example in files.examples if example.category == name]
     peaks = [example.map_max for example in examples if example.map]
-    top = 2 * pixel_value if pixel_value else max([*peaks, 0.0])
-    ticks = ["0", figure(top)]
+    top = max([*peaks, 0.0])
     if pixel_value:
-        ticks = ["0", f"{figure(pixel_value)} (threshold)", f"{figure(top)} and more"]
+        # One image far out must not leave all others dark: the decision is made at 1x.
+        top = min(max(top, 1.25 * pixel_value), 2 * pixel_value)
     return Category(
         name=name,
         scores=_score_chart(scores, value),
         roc=_roc_chart(files, name, figures, scores),
         pro=_pro_chart(files, name, figures),
         groups=_groups(files, examples, value, top),
-        scale=ticks if peaks else [],
+        scale=ColourScale(top, pixel_value) if peaks else None,
     )
 
 

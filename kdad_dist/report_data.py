@@ -117,7 +117,6 @@ class Example:
 class RunFiles:
     """Everything that the report shows."""
 
-    directory: Path
     name: str
     config_text: str
     config: dict[str, Any]
@@ -128,15 +127,13 @@ class RunFiles:
     unread_lines: int
     """Lines of metrics.jsonl that a kill left incomplete."""
     metrics: Metrics | None
+    """Of the best checkpoint; of the last one where only that was scored."""
     last_metrics: Metrics | None
     """Of the last checkpoint, where that was scored beside the best one."""
     scores: list[Score]
     curves: dict[str, dict[str, Curve | None]]
+    examples_directory: Path
     examples: list[Example]
-
-    @property
-    def examples_directory(self) -> Path:
-        return self.directory / "scores" / "examples"
 
 
 def read_run(run: Path) -> RunFiles:
@@ -157,9 +154,10 @@ def read_run(run: Path) -> RunFiles:
     config_text = _text(path)
     config = _config(path, config_text)
     log, unread = _log(run / "metrics.jsonl")
-    scores = run / "scores"
+    best, last = run / "metrics.json", run / "metrics-last.json"
+    only_last = last.is_file() and not best.is_file()
+    scores = run / ("scores-last" if only_last else "scores")
     return RunFiles(
-        directory=run,
         name=str(config.get("name") or run.resolve().name),
         config_text=config_text,
         config=config,
@@ -167,10 +165,11 @@ def read_run(run: Path) -> RunFiles:
         status=_json(run / "status.json", dict[str, Any], {}),
         log=log,
         unread_lines=unread,
-        metrics=_json(run / "metrics.json", Metrics | None, None),
-        last_metrics=_json(run / "metrics-last.json", Metrics | None, None),
+        metrics=_json(last if only_last else best, Metrics | None, None),
+        last_metrics=None if only_last else _json(last, Metrics | None, None),
         scores=_scores(scores / "scores.csv"),
         curves=_json(scores / "curves.json", dict[str, dict[str, Curve | None]], {}),
+        examples_directory=scores / "examples",
         examples=_json(scores / "examples" / "examples.json", list[Example], []),
     )
 

@@ -76,7 +76,7 @@ def heat(image: Image.Image, values: NDArray[np.float32]) -> Image.Image:
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     level = np.clip(values, 0, 1)
     colour = colours()[(level * 255).astype(np.uint8)]
-    weight = 0.45 + 0.4 * level[..., None]
+    weight = 0.6 + 0.3 * level[..., None]
     return Image.fromarray((grey * (1 - weight) + colour * weight).astype(np.uint8))
 
 

@@ -239,6 +239,23 @@ def test_the_last_checkpoint_stands_beside_the_best(tmp_path: Path) -> None:
     assert "0.123" in page.text
 
 
+def test_a_run_of_which_only_the_last_checkpoint_was_scored_shows_that(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    expected = report(run).text
+    (run / "metrics.json").rename(run / "metrics-last.json")
+    (run / "scores").rename(run / "scores-last")
+    assert report(run).text == expected
+
+
+def test_the_colour_scale_marks_the_threshold_where_there_is_one(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    assert "the mark is the threshold, 0.35" in report(run).text
+    edit(run / "metrics.json", threshold=None)
+    page = report(run)
+    assert "Anomaly of each pixel" in page.text
+    assert "the mark is the threshold" not in page.text
+
+
 def test_without_examples_the_rest_is_shown(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
     (run / "scores" / "examples" / "examples.json").unlink()
