@@ -24,7 +24,7 @@ from kdad_dist.types import Batch, Features
 
 T = TypeVar("T")
 AHEAD = 2
-"""Steps that are read before they are asked for: one in work, one ready."""
+"""Steps that are read before they are asked for, by a thread each."""
 
 QUEUED = 1024
 """Images handed to the decoding threads at a time, so that memory stays bounded."""
@@ -197,12 +197,12 @@ def to_float(image: UInt8[Tensor, "b 3 s s"], device: torch.device) -> Float[Ten
 
 
 def in_advance(
-    work: Iterable[Callable[[], T]], depth: int, device: torch.device | None = None
+    work: Iterable[Callable[[], T]], depth: int, threads: int, device: torch.device | None = None
 ) -> Generator[T, None, None]:
-    """The results of the calls, in order, made by one background thread up to `depth` in advance.
+    """The results of the calls, in order, made by background threads up to `depth` in advance.
 
     An error in a call is raised where its result is due. When the consumer stops, early or not,
-    calls that have not begun are dropped and the thread ends.
+    calls that have not begun are dropped and the threads end.
     """
 
     def prepare() -> None:
@@ -210,17 +210,17 @@ def in_advance(
         if device is not None and device.type == "cuda":
             torch.cuda.set_device(device)
 
-    thread = ThreadPoolExecutor(1, thread_name_prefix="kdad-read", initializer=prepare)
+    workers = ThreadPoolExecutor(threads, thread_name_prefix="kdad-read", initializer=prepare)
     pending: deque[Future[T]] = deque()
     try:
         for call in work:
-            pending.append(thread.submit(call))
+            pending.append(workers.submit(call))
             if len(pending) > depth:
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
     finally:
-        thread.shutdown(cancel_futures=True)
+        workers.shutdown(cancel_futures=True)
 
 
 class IndexedLoader:
@@ -250,44 +250,24 @@ class IndexedLoader:
     def steps(self, start: int, stop: int) -> Iterator[list[Micro]]:
         """The passes of each step from `start` to `stop` - 1; later steps are read meanwhile."""
         calls = (partial(self._read, parts) for parts in self._plan.steps(start, stop))
-        with closing(in_advance(calls, AHEAD, self._device)) as steps:
-            for parts in steps:
-                yield [part.deliver(self._device) for part in parts]
+        with closing(in_advance(calls, AHEAD, AHEAD, self._device)) as steps:
+            yield from steps
 
-    def _read(self, parts: list[MicroBatch]) -> list["HostMicro"]:
-        pin = self._device.type == "cuda"
-        return [
-            HostMicro(
-                self._pixels.read(part.rows),
-                on_host(part.rows, pin),
-                self._targets.read(part.rows) if self._targets else None,
-                part.step_images,
-            )
-            for part in parts
-        ]
+    def _read(self, parts: list[MicroBatch]) -> list[Micro]:
+        return [self._pass(part) for part in parts]
 
-
-class HostMicro(NamedTuple):
-    """A `Micro` before it reaches the device, its images still bytes."""
-
-    image: UInt8[Tensor, "b 3 s s"]
-    row: Int64[Tensor, " b"]
-    targets: Features | None
-    step_images: int
-
-    def deliver(self, device: torch.device) -> Micro:
-        """Moves everything to the device and turns bytes into numbers there."""
-        targets = self.targets
+    def _pass(self, part: MicroBatch) -> Micro:
+        image = to_float(self._pixels.read(part.rows), self._device)
+        targets = self._targets.read(part.rows) if self._targets else None
         if targets is not None:
-            targets = tuple(layer.to(device, non_blocking=True) for layer in targets)
-        row = self.row.to(device, non_blocking=True)
-        return Micro(Batch(to_float(self.image, device), row, targets), self.step_images)
+            targets = tuple(layer.to(self._device, non_blocking=True) for layer in targets)
+        return Micro(Batch(image, to_row(part.rows, self._device), targets), part.step_images)
 
 
-def on_host(array: NDArray, pin: bool) -> Tensor:
-    """A copy of the array as a tensor, in page-locked memory where `pin`."""
-    tensor = torch.from_numpy(array.copy())
-    return tensor.pin_memory() if pin else tensor
+def to_row(rows: Rows, device: torch.device) -> Int64[Tensor, " b"]:
+    """The rows as a tensor on the device."""
+    row = torch.from_numpy(rows.copy())
+    return row.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else row
 
 
 def numbered(device: torch.device) -> torch.device:

@@ -23,15 +23,16 @@ from kdad_dist.data.index import HTTP_TIMEOUT, Index, Sample, is_remote, join
 from kdad_dist.data.loader import (
     AHEAD,
     Decoder,
-    HostMicro,
     Micro,
     in_advance,
     numbered,
-    on_host,
+    to_float,
+    to_row,
 )
 from kdad_dist.data.plan import MicroBatch, StreamPlan, by_shard
 from kdad_dist.data.reader import DAMAGED, Fit, check_member, check_root, shard_address
 from kdad_dist.errors import DataError
+from kdad_dist.types import Batch
 
 
 class StreamLoader:
@@ -81,12 +82,12 @@ class StreamLoader:
             DataError: a shard cannot be read, or is not what the index says.
         """
         loads = (partial(self._load, name) for name in self._needed(start, stop))
-        with closing(in_advance(loads, 1)) as shards:
+        with closing(in_advance(loads, 1, 1)) as shards:
             held = HeldShard(shards)
             calls = (partial(self._read, held, parts) for parts in self._plan.steps(start, stop))
-            with closing(in_advance(calls, AHEAD, self._device)) as steps:
-                for parts in steps:
-                    yield [part.deliver(self._device) for part in parts]
+            # One thread: rows come from the shards in their order.
+            with closing(in_advance(calls, AHEAD, 1, self._device)) as steps:
+                yield from steps
 
     def _needed(self, start: int, stop: int) -> Iterator[str]:
         """The shards in the order in which the rows of these steps lie in them."""
@@ -94,14 +95,14 @@ class StreamLoader:
         rows = (row for parts in steps for part in parts for row in part.rows.tolist())
         return (name for name, _ in groupby(rows, lambda row: self._samples[row].shard))
 
-    def _read(self, held: "HeldShard", parts: list[MicroBatch]) -> list[HostMicro]:
+    def _read(self, held: "HeldShard", parts: list[MicroBatch]) -> list[Micro]:
         pin = self._device.type == "cuda"
-        read = []
+        micros = []
         for part in parts:
             items = [(self._samples[row], held.data(row)) for row in part.rows.tolist()]
-            image = self._decoder.read(items, pin)
-            read.append(HostMicro(image, on_host(part.rows, pin), None, part.step_images))
-        return read
+            image = to_float(self._decoder.read(items, pin), self._device)
+            micros.append(Micro(Batch(image, to_row(part.rows, self._device)), part.step_images))
+        return micros
 
     def _image(self, item: tuple[Sample, bytes]) -> NDArray[np.uint8]:
         sample, data = item

@@ -116,7 +116,7 @@ def test_a_consumer_that_fails_leaves_no_thread(index: Index):
 
 def test_work_is_done_ahead_of_use_but_not_without_bound():
     done: list[int] = []
-    results = in_advance((lambda i=i: done.append(i) for i in range(100)), 2)
+    results = in_advance((lambda i=i: done.append(i) for i in range(100)), 2, 1)
     next(results)
     deadline = time.monotonic() + 5
     while len(done) < 3 and time.monotonic() < deadline:
@@ -132,7 +132,7 @@ def test_results_keep_their_order_and_an_error_comes_in_its_place():
 
     got: list[int] = []
     with pytest.raises(ZeroDivisionError):
-        for value in in_advance((lambda i=i: call(i) for i in range(9)), 3):
+        for value in in_advance((lambda i=i: call(i) for i in range(9)), 3, 2):
             got.append(value)
     assert got == [1 // (5 - i) for i in range(5)]
 
