@@ -156,3 +156,15 @@ def test_the_documentation_lists_every_key_with_its_default() -> None:
     text = (REPOSITORY / "docs" / "config.md").read_text(encoding="utf-8")
     documented = dict(re.findall(r"^\| `([a-z0-9_.]+)` \| `?([^|`]*)`? \|", text, re.MULTILINE))
     assert documented == dict(keys(config.RunConfig))
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    link = re.compile(r"\]\((?!https?://|#)([^)#\s]+)")
+    wrong = [
+        f"{path}: {target}"
+        for path, text in texts()
+        if path.suffix == ".md"
+        for target in link.findall(text)
+        if not (REPOSITORY / path.parent / target).exists()
+    ]
+    assert not wrong, "\n".join(wrong)
