@@ -73,11 +73,12 @@ def _recognise(root: Path, layouts: Sequence[Layout]) -> Scan:
         what = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}", "give the folder that holds the images")
     reasons: dict[Layout, str | None] = {name: _reason(root, name) for name in layouts}
-    found = {name: reason for name, reason in reasons.items() if reason}
+    found = [(name, reason) for name, reason in reasons.items() if reason]
     if len(found) == 1:
-        return Scan(root, *found.popitem())
+        (name, reason) = found[0]
+        return Scan(root, name, reason)
     if found:
-        choices = ", or ".join(f"{name}, because {reason}" for name, reason in found.items())
+        choices = ", or ".join(f"{name}, because {reason}" for name, reason in found)
         raise DataError(f"{root} may be {choices}", "name the layout that is meant: --layout")
     held = ", ".join(sorted(path.name for path in root.iterdir())[:8]) or "nothing"
     raise DataError(

@@ -185,7 +185,7 @@ def _encode(record: Record, image: Content, mask: Content, options: Options) -> 
         if record.gt_label:
             area = resize_mask(area, picture.height, picture.width)
             members["mask.png"] = _png(Image.fromarray(area.astype(np.uint8) * 255))
-    members["json"] = json.dumps(_facts(record), sort_keys=True, ensure_ascii=False).encode()
+    members["json"] = json.dumps(facts(record), sort_keys=True, ensure_ascii=False).encode()
     return members
 
 
@@ -250,14 +250,14 @@ def _png(image: Image.Image) -> bytes:
     return stream.getvalue()
 
 
-def _facts(record: Record) -> dict[str, str | int | None]:
-    """What a sample's json member says."""
+def facts(sample: Record | Sample) -> dict[str, str | int | None]:
+    """What the json member of a sample says."""
     return {
-        "category": record.category,
-        "split": record.split,
-        "class_name": record.class_name,
-        "defect_type": record.defect_type,
-        "gt_label": record.gt_label,
+        "category": sample.category,
+        "split": sample.split,
+        "class_name": sample.class_name,
+        "defect_type": sample.defect_type,
+        "gt_label": sample.gt_label,
     }
 
 
@@ -275,4 +275,4 @@ def _source_line(record: Record, image: Content, mask: Content) -> bytes:
         else type(content).__name__
         for content in (image, mask)
     ]
-    return json.dumps([record.key, _facts(record), hashes]).encode() + b"\n"
+    return json.dumps([record.key, facts(record), hashes]).encode() + b"\n"
