@@ -146,7 +146,7 @@ def test_what_comes_from_data_is_text_never_markup(tmp_path: Path) -> None:
                 "width",
             ),
             *("height", "scope", "colspan", "rowspan", "span", "open", "viewbox", "d", "x", "y"),
-            *("cx", "cy", "r"),
+            *("cx", "cy", "r", "aria-describedby", "aria-hidden"),
         }
 
 
