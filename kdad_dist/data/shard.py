@@ -9,6 +9,7 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +22,10 @@ from kdad_dist.data.index import Member, Sample, Shard, Split, parse_sample
 from kdad_dist.data.records import Record
 from kdad_dist.errors import DataError
 
-PNG_LEVEL = 2
-"""Of 256-pixel photographs, 6 is 10 to 20 % smaller and takes 2 to 5 times as long to write."""
+PNG = {"compress_level": 2, "compress_type": zlib.Z_RLE}
+"""Of 256-pixel photographs, the default level 6 writes 4 to 8 times as long, for files of about the
+same size. Runs alone, instead of a search for matches, are 15 % smaller, quicker to write and 10 %
+quicker to read: after the filters there are few matches in a photograph."""
 PARTIAL = ".partial"
 """Folder inside the shard folder for what is not finished; it goes when the index is written."""
 
@@ -246,7 +249,7 @@ def _describe(
 def _png(image: Image.Image) -> bytes:
     stream = io.BytesIO()
     # Without this, Pillow would copy the colour profile of the file, which nothing here applies.
-    image.save(stream, "PNG", compress_level=PNG_LEVEL, icc_profile=None)
+    image.save(stream, "PNG", **PNG, icc_profile=None)
     return stream.getvalue()
 
 
