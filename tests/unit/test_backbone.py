@@ -1,7 +1,9 @@
 """Backbones and their weights, with real networks and real files."""
 
 import pickle
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -278,3 +280,25 @@ def test_the_shared_imagenet_weights_load_strictly(shared_data: Path) -> None:
     assert net.network.state_dict().keys() == read_weights(file).keys()
     with pytest.raises(WeightsError, match=r"layer4.0.conv1.weight: missing"):
         build_backbone("resnet18.tv_in1k", str(file), [1, 4], 0)
+
+
+def test_a_hub_that_answers_but_has_no_such_file_is_named_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class NothingHere(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.send_error(404)
+
+        def log_message(self, *_: object) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), NothingHere) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/{revision}/{filename}"
+        )
+        with pytest.raises(WeightsError, match=r"refused it: [\s\S]*FILE.safetensors"):
+            build_backbone("resnet18.tv_in1k", "pretrained", LAYERS, 0)
+        server.shutdown()
