@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -38,14 +39,19 @@ class Micro(NamedTuple):
     """Images of the whole step over all processes."""
 
 
-class Pixels(Protocol):
+class Pixels(ABC):
     """Decoded images by their position in the list of samples."""
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
+    @abstractmethod
     def read(self, rows: Rows) -> UInt8[Tensor, "b 3 s s"]:
         """Images in channels_last memory, on the host or already on the device."""
-        ...
+
+    def floats(self, rows: Rows, device: torch.device) -> Float[Tensor, "b 3 s s"]:
+        """Images in [0, 1] on the device, in channels_last memory."""
+        return to_float(self.read(rows), device)
 
 
 class Targets(Protocol):
@@ -96,7 +102,7 @@ class Decoder(Generic[T]):
         return images.permute(0, 3, 1, 2)
 
 
-class DecodedPixels:
+class DecodedPixels(Pixels):
     """Decodes every image whenever it is read."""
 
     def __init__(self, samples: Sequence[Sample], decoder: Decoder[Sample], pin: bool) -> None:
@@ -111,7 +117,7 @@ class DecodedPixels:
         return self._decoder.read([self._samples[row] for row in rows], self._pin)
 
 
-class CachedPixels:
+class CachedPixels(Pixels):
     """Pixels in a memory-mapped file that all processes of a node share."""
 
     def __init__(self, images: NDArray[np.uint8], pin: bool) -> None:
@@ -124,8 +130,13 @@ class CachedPixels:
     def read(self, rows: Rows) -> UInt8[Tensor, "b 3 s s"]:
         return take(self._images, rows, self._pin).permute(0, 3, 1, 2)
 
+    def floats(self, rows: Rows, device: torch.device) -> Float[Tensor, "b 3 s s"]:
+        if device.type == "cpu":
+            return scaled(self._images, rows.tolist())
+        return super().floats(rows, device)
 
-class DevicePixels:
+
+class DevicePixels(Pixels):
     """Pixels that live on the device, all of them."""
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
@@ -189,11 +200,22 @@ def pixel_key(samples: Sequence[Sample], index: Index, image_size: int) -> str:
 def to_float(image: UInt8[Tensor, "b 3 s s"], device: torch.device) -> Float[Tensor, "b 3 s s"]:
     """Images in [0, 1] on the device, channels_last; bytes travel, a quarter of the numbers."""
     if device.type == "cpu":
-        # One thread of numpy: torch's threads would wait for each other whenever cores are busy.
-        pixels = image.permute(0, 2, 3, 1).numpy()
-        return torch.from_numpy(pixels / np.float32(255)).permute(0, 3, 1, 2)
+        return scaled(image.permute(0, 2, 3, 1).numpy(), range(len(image)))
     image = image.to(device, non_blocking=True)
     return image.to(torch.float32, memory_format=torch.channels_last).div_(255)
+
+
+def scaled(images: NDArray[np.uint8], rows: Sequence[int]) -> Float[Tensor, "b 3 s s"]:
+    """Some of the images as numbers in [0, 1], on the CPU.
+
+    By one thread of numpy, since torch's would wait for each other whenever cores are busy, and
+    image by image, while each is in the core's cache.
+    """
+    numbers = np.empty((len(rows), *images.shape[1:]), dtype=np.float32)
+    for place, row in enumerate(rows):
+        numbers[place] = images[row]
+        numbers[place] /= 255
+    return torch.from_numpy(numbers).permute(0, 3, 1, 2)
 
 
 def in_advance(
@@ -257,7 +279,7 @@ class IndexedLoader:
         return [self._pass(part) for part in parts]
 
     def _pass(self, part: MicroBatch) -> Micro:
-        image = to_float(self._pixels.read(part.rows), self._device)
+        image = self._pixels.floats(part.rows, self._device)
         targets = self._targets.read(part.rows) if self._targets else None
         if targets is not None:
             targets = tuple(layer.to(self._device, non_blocking=True) for layer in targets)
