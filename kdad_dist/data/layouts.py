@@ -72,11 +72,12 @@ def _recognise(root: Path, layouts: Sequence[Layout]) -> Scan:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
         raise DataError(f"{root} {what}", "give the folder that holds the images")
-    reasons: dict[Layout, str | None] = {name: _reason(root, name) for name in layouts}
-    found = [(name, reason) for name, reason in reasons.items() if reason]
+    found: list[tuple[Layout, str]] = []
+    for name in layouts:
+        if reason := _reason(root, name):
+            found.append((name, reason))
     if len(found) == 1:
-        (name, reason) = found[0]
-        return Scan(root, name, reason)
+        return Scan(root, *found[0])
     if found:
         choices = ", or ".join(f"{name}, because {reason}" for name, reason in found)
         raise DataError(f"{root} may be {choices}", "name the layout that is meant: --layout")
