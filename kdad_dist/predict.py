@@ -27,12 +27,11 @@ from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import Fit
 from kdad_dist.errors import DataError
 from kdad_dist.methods.readout import Detector
-from kdad_dist.pictures import heat
+from kdad_dist.pictures import heat, save_png16
 from kdad_dist.runtime import files, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.restore import restore
-from kdad_dist.score_examples import save_png16
 
 SUFFIXES = frozenset(f".{ext}" for ext in EXTENSIONS.values()) | {".jpeg", ".tiff"}
 BOX_COLOUR = (255, 255, 255)
@@ -153,7 +152,8 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
         elif path.is_file():
             named = {path}
         else:
-            named = {Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file()}
+            found_by_pattern = glob.glob(pattern, recursive=True)  # noqa: PTH207 - may be absolute
+            named = {Path(name) for name in found_by_pattern if Path(name).is_file()}
         if not named:
             raise DataError(
                 f"{pattern} is no image, no folder with images, and no pattern that matches any",
@@ -195,7 +195,7 @@ def enlarge(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.
 
 def boxes_of(mask: NDArray[np.bool_]) -> list[list[int]]:
     """[left, top, right, bottom] of each 8-connected region, right and bottom exclusive."""
-    regions, _ = ndimage.label(mask, np.ones((3, 3)))  # pyright: ignore[reportGeneralTypeIssues]
+    regions = ndimage.label(mask, np.ones((3, 3)))[0]  # pyright: ignore[reportIndexIssue]
     return [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(regions)]
 
 

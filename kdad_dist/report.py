@@ -12,9 +12,10 @@ import jinja2
 
 from kdad_dist import report_charts as charts
 from kdad_dist.errors import DataError
+from kdad_dist.pictures import ANCHORS
 from kdad_dist.report_charts import Chart
 from kdad_dist.report_data import METRICS, Example, Figures, RunFiles, Score, Threshold, read_run
-from kdad_dist.report_pictures import ANCHORS, Panels, panels
+from kdad_dist.report_pictures import Panels, panels
 from kdad_dist.report_tables import (
     decisions,
     duration,

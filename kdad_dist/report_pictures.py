@@ -6,19 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from kdad_dist.errors import DataError
+from kdad_dist.pictures import heat
 from kdad_dist.report_data import Example
 
 SIDE = 256
 """Longest side of a picture, in pixels: shown at about 190, so sharp on most displays."""
-# Ten points of matplotlib's inferno (CC0): perceptually uniform, readable without colour vision.
-ANCHORS = (
-    *("#000004", "#1b0c41", "#4a0c6b", "#781c6d", "#a52c60"),
-    *("#cf4446", "#ed6925", "#fb9b06", "#f7d13d", "#fcffa4"),
-)
 CONTOUR = (0, 229, 255)
 
 
@@ -69,23 +64,6 @@ def outline(image: Image.Image, mask: Image.Image) -> Image.Image:
     drawn[(np.asarray(edge) > 0) & (np.asarray(inside) == 0)] = 0
     drawn[(np.asarray(line) > 0) & (np.asarray(inside) == 0)] = CONTOUR
     return Image.fromarray(drawn)
-
-
-def heat(image: Image.Image, values: NDArray[np.float32]) -> Image.Image:
-    """The grey image under the colours of `values` (h, w), of which 1 and more is brightest."""
-    grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
-    level = np.clip(values, 0, 1)
-    colour = colours()[(level * 255).astype(np.uint8)]
-    weight = 0.6 + 0.3 * level[..., None]
-    return Image.fromarray((grey * (1 - weight) + colour * weight).astype(np.uint8))
-
-
-def colours() -> NDArray[np.float32]:
-    """The colour map, (256, 3) in [0, 255]: straight lines between the anchors."""
-    anchors = np.array([[int(a[i : i + 2], 16) for i in (1, 3, 5)] for a in ANCHORS])
-    at = np.linspace(0, len(ANCHORS) - 1, 256)
-    channels = [np.interp(at, np.arange(len(ANCHORS)), anchors[:, c]) for c in range(3)]
-    return np.stack(channels, axis=1).astype(np.float32)
 
 
 def data_uri(image: Image.Image) -> str:

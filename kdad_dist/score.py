@@ -212,7 +212,7 @@ def publish(
     limit = threshold(config, [r for r in rows if r["kind"] == VAL])
     metrics = {
         **test.report(limit["value"]),
-        "threshold": limit | rates(*test.labels_and_scores(), limit["value"]),
+        "threshold": limit | rates_at(limit["value"], test),
         "synthetic": synthetic.report()["mean"] if config.score.synthetic else None,
         "provenance": origin,
     }
@@ -228,7 +228,7 @@ def publish(
         lambda key: scorer(Unit(TEST, [samples[key]]))[0],
         lambda key: scorer.load(TEST, samples[key])[0],
     )
-    for file in partial.glob("rank_*"):
+    for file in (*partial.glob("rank_*"), partial / files.LOCK):
         file.unlink()
     final = partial.with_suffix("")
     old = final.with_name(f".{final.name}.old")
@@ -239,6 +239,13 @@ def publish(
     shutil.rmtree(old, ignore_errors=True)
     files.write_json(config.directory / f"metrics{suffix(config)}.json", metrics)
     return metrics
+
+
+def rates_at(limit: float | None, test: Evaluation) -> dict[str, float | None]:
+    """The rates that a threshold gives on the test set; unknown where there is no threshold."""
+    if limit is None:
+        return {"false_positive_rate": None, "true_positive_rate": None}
+    return rates(*test.labels_and_scores(), limit)
 
 
 def merged(partial: Path, name: str) -> Evaluation:

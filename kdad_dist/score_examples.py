@@ -6,9 +6,10 @@ from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from kdad_dist.config import RunConfig
+from kdad_dist.pictures import save_png16
 from kdad_dist.runtime import files
 
 EACH = 4
@@ -36,20 +37,6 @@ def write_map(folder: Path, key: str, anomaly_map: NDArray[np.float32], config: 
         np.save(path, anomaly_map)
     else:
         save_png16(path, anomaly_map)
-
-
-def save_png16(path: Path, anomaly_map: NDArray[np.float32]) -> float:
-    """Writes a 16-bit grey PNG; value = pixel / 65535 * scale.
-
-    Returns:
-        The scale, the map's maximum, which the PNG also carries as text under `scale`.
-    """
-    scale = float(anomaly_map.max())
-    pixels = np.round(anomaly_map * (65535 / scale if scale > 0 else 0)).astype(np.uint16)
-    text = PngImagePlugin.PngInfo()
-    text.add_text("scale", repr(scale))
-    Image.fromarray(pixels).save(path, pnginfo=text)
-    return scale
 
 
 def choose(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""`status.json`: the outcome of a run, for scripts: launchers turn every failure into exit code 1."""
+"""`status.json`: the outcome of a run, for scripts; launchers turn every failure into code 1."""
 
 import time
 from collections.abc import Iterator

@@ -67,9 +67,10 @@ def test_the_loss_does_not_depend_on_the_number_of_processes(undisturbed):
         parallel = lines(undisturbed[processes])
         difference = max(abs(parallel[step] - serial[step]) for step in range(1, 21))
         assert difference < 1e-5, f"{processes} processes differ by {difference}"
-        assert lines(undisturbed[processes], "val_loss").keys() == lines(
-            undisturbed[1], "val_loss"
-        ).keys()
+        assert (
+            lines(undisturbed[processes], "val_loss").keys()
+            == lines(undisturbed[1], "val_loss").keys()
+        )
 
 
 def test_accumulated_gradients_do_not_depend_on_the_number_of_processes(config):
@@ -188,5 +189,3 @@ def test_two_runs_in_one_directory_are_refused(config):
     launched.wait()
     assert outcome.codes == [2]
     assert "in use by another process" in outcome.text
-
-

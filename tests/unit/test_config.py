@@ -45,7 +45,9 @@ def test_every_problem_is_named_at_once_with_path_file_and_line(tmp_path):
     text = GOOD.replace("shards:", "shard:").replace("epochs: 3", "epochs: 0") + "seed: many\n"
     message = problems(tmp_path, text, "train.batch_siz=4")
     assert "6 problems" in message or "5 problems" in message
-    assert f"{tmp_path / 'run.yaml'}:2: data.shard is not a known key; did you mean shards?" in message
+    assert (
+        f"{tmp_path / 'run.yaml'}:2: data.shard is not a known key; did you mean shards?" in message
+    )
     assert "run.yaml:2: data.shards is missing" in message
     assert "run.yaml:4: train.epochs" in message
     assert "run.yaml:5: seed" in message
@@ -73,7 +75,9 @@ def test_a_key_that_stands_twice_is_refused(tmp_path):
     assert "stands twice" in problems(tmp_path, GOOD + "name: other\n")
 
 
-@pytest.mark.parametrize("text", ["- a list", "a: [", "!!python/object/apply:os.system ['true']", ""])
+@pytest.mark.parametrize(
+    "text", ["- a list", "a: [", "!!python/object/apply:os.system ['true']", ""]
+)
 def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
     assert "run.yaml" in problems(tmp_path, text)
 

@@ -18,8 +18,9 @@ from PIL import Image
 
 from kdad_dist import report_charts
 from kdad_dist.errors import DataError, UsageError
+from kdad_dist.pictures import colours, heat
 from kdad_dist.report import write_report
-from kdad_dist.report_pictures import colours, heat, outline
+from kdad_dist.report_pictures import outline
 from tests.helpers_run import make_run, write_json
 
 TEMPLATES = Path(report_charts.__file__).parent / "templates"
