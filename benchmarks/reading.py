@@ -50,8 +50,8 @@ def main() -> None:
         report_share(options.rank, options.size)
         return
     print(
-        f"{platform.processor() or platform.machine()}, {options.workers} workers, torch "
-        f"{torch.__version__}, load {os.getloadavg()[0]:.1f}"
+        f"{processor()}, {options.workers} workers, torch {torch.__version__}, "
+        f"load {os.getloadavg()[0]:.1f} (other work on the machine makes the figures worthless)"
     )
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
@@ -69,6 +69,12 @@ def main() -> None:
         for ranks in (1, 2):
             share = total_share(work / "shards", options.size, ranks)
             print(f"cache in memory with {ranks} rank(s): {share / 1024:.1f} MiB per node")
+
+
+def processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.split(": ")[1] for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def generate(folder: Path, count: int = 120, side: int = 700) -> Path:

@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 VERSION = 1
 ELSEWHERE = (
-    "set KDAD_CACHE to a folder on a disk with more room, or do without the cache (data.cache=none)"
+    "set KDAD_CACHE to a folder on a disk with more room, or do without the cache "
+    "(data.cache=none, method.cache_teacher=false)"
 )
 
 

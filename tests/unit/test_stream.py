@@ -13,10 +13,12 @@ import torch
 import webdataset
 
 from kdad_dist.data.index import Index, Split
+from kdad_dist.data.loader import open_pixels
 from kdad_dist.data.plan import StreamPlan, by_shard
 from kdad_dist.data.stream import StreamLoader
+from kdad_dist.data.writer import pack
 from kdad_dist.errors import ConfigError, DataError
-from tests.helpers import texture
+from tests.helpers import save_image, texture
 from tests.needs import REPOSITORY
 from tests.shards import make_shards, serve
 
@@ -183,3 +185,23 @@ def test_addresses_that_would_run_something_are_refused(tmp_path: Path):
 def test_a_size_beyond_the_packed_one_is_refused(tmp_path: Path):
     with pytest.raises(ConfigError, match="--size 32"):
         open_stream(make_shards(tmp_path), size=32)
+
+
+def test_streaming_and_indexed_reading_agree_on_what_pack_wrote(tmp_path: Path, monkeypatch):
+    monkeypatch.setenv("KDAD_CACHE", str(tmp_path / "cache"))
+    folder = tmp_path / "images" / "tile"
+    names = ["a.b.png", "good.v2.000.png", "ü 平.png", "x" * 150 + ".png", "__meta__.png"]
+    for i, name in enumerate([*names, *(f"{i:03}.png" for i in range(40))]):
+        save_image(folder / "train" / "good" / name, texture(i))
+    save_image(folder / "test" / "good" / "000.png", texture(99))
+    pack(tmp_path / "images", tmp_path / "shards", size=16)
+    index = Index.read(str(tmp_path / "shards"))
+    assert len([shard for shard in index.shards if shard.split is Split.TRAIN]) > 1
+    streamed = open_stream(index, batch_size=7)
+    samples = index.select(Split.TRAIN, val_fraction=0)
+    pixels = open_pixels(samples, index, 16, "ram", CPU)
+    steps = list(streamed.steps(0, streamed.steps_per_epoch))
+    assert sorted(rows(steps)) == list(range(45))
+    for step in steps:
+        batch = step[0].batch
+        assert torch.equal(batch.image, pixels.floats(batch.row.numpy(), CPU))
