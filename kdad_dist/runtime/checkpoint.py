@@ -148,7 +148,7 @@ class CheckpointManager:
 
     def _published(self) -> list[Path]:
         """Directories with a checkpoint's name, oldest first."""
-        return sorted(path for path in self.directory.glob("step_*") if path.is_dir())
+        return sorted(path for path in self.directory.glob("step_" + "[0-9]" * 8) if path.is_dir())
 
     def _first_sound(self, order: Callable[[list[Path]], Iterable[Path]]) -> Path | None:
         """The main process chooses for all, since a network disk may show others something else."""

@@ -19,6 +19,7 @@ MANIFEST = "manifest.json"
 
 def step_name(step: int) -> str:
     """The name of a step's directory; names sort as steps do."""
+    assert 0 <= step < 10**8, step
     return f"step_{step:08d}"
 
 

@@ -17,8 +17,10 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from kdad_dist.errors import CheckpointError
+from kdad_dist.runtime import checkpoint
 from kdad_dist.runtime import manifest as manifests
 from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
+from kdad_dist.runtime.tensors import write_tensors
 from tests.launcher import start
 
 IDENTITY = {"config": "c1", "data": "d1"}
@@ -323,6 +325,14 @@ def test_the_newest_and_the_best_are_kept(tmp_path: Path):
     assert manager(tmp_path).best() == tmp_path / "step_00000001"
 
 
+def test_what_a_person_put_beside_the_checkpoints_is_neither_used_nor_pruned(tmp_path: Path):
+    shutil.copytree(save(tmp_path, 1), tmp_path / "step_00000001.mine")
+    for step in (2, 3, 4):
+        path = save(tmp_path, step)
+    assert names(tmp_path) == ["step_00000001.mine", "step_00000003", "step_00000004"]
+    assert manager(tmp_path).latest() == path
+
+
 def test_a_broken_best_gives_way_to_the_second_best(tmp_path: Path):
     best, second = save(tmp_path, 1, 1.0, keep=3), save(tmp_path, 2, 2.0, keep=3)
     save(tmp_path, 3, keep=3)
@@ -379,6 +389,24 @@ def test_a_directory_that_may_not_be_written_to_is_named(tmp_path: Path, as_unpr
     finally:
         directory.chmod(0o755)
         shutil.rmtree(directory)
+
+
+def test_a_full_disk_is_called_that_and_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def onto_a_full_disk(path: Path, *made: Any) -> None:
+        (path / "__0_0.distcp").symlink_to("/dev/full")
+        write_tensors(path, *made)
+
+    kept = save(tmp_path, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_tensors", onto_a_full_disk)
+        with pytest.raises(CheckpointError) as caught:
+            save(tmp_path, 2)
+    assert "rank 0: OSError: [Errno 28] No space left on device" in str(caught.value)
+    assert "free some space" in caught.value.remedy
+    assert names(tmp_path) == [kept.name]
+    assert manager(tmp_path).latest() == kept
 
 
 def save_without_end(directory: Path) -> None:
