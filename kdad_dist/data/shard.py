@@ -19,6 +19,7 @@ from PIL import Image
 
 from kdad_dist.data.image import Resize, decode_mask, load_image, resize_mask, resized
 from kdad_dist.data.index import Member, Sample, Shard, Split, parse_sample
+from kdad_dist.data.partition import ShardPlan
 from kdad_dist.data.records import Record
 from kdad_dist.errors import DataError
 
@@ -43,13 +44,6 @@ class Options:
     """Side, or shorter side; 0 keeps the bytes of the files."""
     mode: Resize
     skip_bad: bool
-
-
-@dataclass(frozen=True)
-class ShardPlan:
-    file: str
-    split: Split
-    records: Sequence[Record]
 
 
 @dataclass(frozen=True)
@@ -92,15 +86,20 @@ def write_shard(plan: ShardPlan, out: Path, options: Options, tick: Callable[[],
     return packed
 
 
-def finished(plan: ShardPlan, out: Path) -> Packed | None:
-    """The shard as an earlier call left it, if it is whole and of the same images."""
+def finished(plan: ShardPlan, out: Path, options: Options) -> Packed | None:
+    """The shard as an earlier call left it, if it is whole and of the same images.
+
+    The caller has made sure that the earlier options for sizes were the same.
+    """
     try:
         note = json.loads(note_of(out, plan.file).read_bytes())
         with open(out / plan.file, "rb") as file:
             whole = hashlib.file_digest(file, "sha256").hexdigest() == note["shard"]["sha256"]
     except (OSError, ValueError):
         return None
-    if not whole or note["source"] != source_of(plan.records):
+    if not whole or (note["skipped"] and not options.skip_bad):
+        return None
+    if note["source"] != source_of(plan.records):
         return None
     return Packed(
         source=note["source"],

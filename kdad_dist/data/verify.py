@@ -40,7 +40,7 @@ def verify(root: str, decode: bool = False) -> list[str]:
     held: defaultdict[str, list[Sample]] = defaultdict(list)
     for sample in index.samples:
         held[sample.shard].append(sample)
-    faults = [*_index_faults(index, described["counts"], held), *_folder_faults(index)]
+    faults = [*_index_faults(index, described.get("counts", {}), held), *_folder_faults(index)]
 
     def check(shard: Shard) -> list[str]:
         return list(_shard_faults(index, shard, held[shard.file], decode))

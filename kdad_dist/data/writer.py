@@ -11,10 +11,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,12 +21,12 @@ from kdad_dist.data.claim import claimed, drop_stale, flush
 from kdad_dist.data.image import Resize
 from kdad_dist.data.index import INDEX_FILE, SAMPLES_FILE, Index, describe, parse_index
 from kdad_dist.data.layouts import scan
-from kdad_dist.data.records import Layout, Record, Scan
+from kdad_dist.data.partition import ShardPlan, partition
+from kdad_dist.data.records import Layout, Scan
 from kdad_dist.data.shard import (
     PARTIAL,
     Options,
     Packed,
-    ShardPlan,
     Stopped,
     finished,
     source_of,
@@ -36,13 +35,6 @@ from kdad_dist.data.shard import (
 )
 from kdad_dist.errors import DataError
 
-READERS = 16
-"""Shards that a category's split is cut into where it has enough images: as many processes can
-stream it at once."""
-SAMPLES = (16, 256)
-"""Fewest images of a shard for that purpose, and most."""
-SHARD_BYTES = 64 * 2**20
-"""About the most that a shard holds: a streaming reader keeps two in memory."""
 SHOWN = 5
 """Files named in one message."""
 
@@ -108,7 +100,7 @@ def pack(
         more = f"; and {len(found.faults) - SHOWN} more" if len(found.faults) > SHOWN else ""
         raise DataError(f"{named}{more}", "mend or remove them, or leave them out with --skip-bad")
     try:
-        plans = list(_plan(found.records, size, samples_per_shard))
+        plans = list(partition(found.records, size, samples_per_shard))
         parameters = {
             "layout": found.layout,
             "image_size": size or None,
@@ -139,8 +131,8 @@ def _pack(
     progress: Progress | None,
 ) -> PackResult:
     drop_stale(out, {plan.file for plan in plans})
-    resumed = [finished(plan, out) for plan in plans]
-    packed = _write_shards(plans, resumed, out, options, workers, progress)
+    made = _write_shards(plans, out, options, workers, progress)
+    packed = [each for each, _ in made]
     skipped = sorted(_faults(found) + [skip for each in packed for skip in each.skipped])
     samples = [sample for each in packed for sample in each.samples]
     if not samples:
@@ -160,7 +152,7 @@ def _pack(
     flush(out)  # the names of the shards, before the index vouches for them
     write_file(out / INDEX_FILE, index, out)
     flush(out)
-    return _result(found, out, resumed=sum(map(bool, resumed)))
+    return _result(found, out, resumed=sum(old for _, old in made))
 
 
 def _unchanged(
@@ -173,22 +165,21 @@ def _unchanged(
     """
     index = Index.read(str(out))
     described = parse_index((out / INDEX_FILE).read_bytes(), str(out))
-    wanted = {**parameters, "categories": sorted({r.category for r in found.records})}
+    skipped = {skip["file"] for skip in described.get("skipped", [])}
+    kept = [r for r in found.records if str(r.path.relative_to(found.root)) not in skipped]
+    wanted = {**parameters, "categories": sorted({record.category for record in kept})}
     differences = [
         f"{key} is {described.get(key)}, not {value}"
         for key, value in wanted.items()
         if described.get(key) != value
     ]
-    if described["skipped"] and not skip_bad:
-        differences.append(f"{len(described['skipped'])} bad files were skipped")
-    skipped = {skip["file"] for skip in described["skipped"]}
-    there = {str(r.path.relative_to(found.root)): r.key for r in found.records}
-    now = {key for file, key in there.items() if file not in skipped}
-    before = {sample.key for sample in index.samples}
+    if skipped and not skip_bad:
+        differences.append(f"{len(skipped)} bad files were skipped")
+    now, before = {record.key for record in kept}, {sample.key for sample in index.samples}
     for keys, what in ((now - before, "new"), (before - now, "gone")):
         if keys and not differences:
             differences.append(f"{len(keys)} images are {what}, such as {min(keys)}")
-    if not differences and described["source_sha256"] != _source(
+    if not differences and described.get("source_sha256") != _source(
         found, [source_of(plan.records) for plan in plans]
     ):
         differences.append("the content or the label of an image or mask has changed")
@@ -204,53 +195,32 @@ def _unchanged(
     return _result(found, out, unchanged=True)
 
 
-def _plan(records: Sequence[Record], size: int, samples: int | None) -> Iterator[ShardPlan]:
-    """Cuts each split of each category into shards.
-
-    A shard mixes what its split holds (its order is that of a hash), since a streaming reader
-    sees one shard after another.
-    """
-    number = 0
-    for (category, split), group in groupby(records, lambda r: (r.category, r.split)):
-        rows = sorted(group, key=lambda r: hashlib.sha256(r.key.encode()).digest())
-        # PNG takes about half of the raw bytes of a photograph.
-        each = size**2 * 3 // 2 or sum(r.path.stat().st_size for r in rows) // len(rows) + 1
-        count = samples or max(min(SAMPLES[1], SHARD_BYTES // each), 1)
-        if samples is None:
-            count = min(count, max(SAMPLES[0], -(-len(rows) // READERS)))
-        name = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in category)
-        for start in range(0, len(rows), count):
-            # Numbered through, so that categories whose names shorten alike do not collide.
-            file = f"{name[:64]}-{split}-{number:05}.tar"
-            yield ShardPlan(file, split, rows[start : start + count])
-            number += 1
-
-
 def _write_shards(
     plans: Sequence[ShardPlan],
-    resumed: Sequence[Packed | None],
     out: Path,
     options: Options,
     workers: int | None,
     progress: Progress | None,
-) -> list[Packed]:
-    """Writes the missing shards, several at a time."""
+) -> list[tuple[Packed, bool]]:
+    """Writes the missing shards, several at a time; says of each whether it was there already."""
     total = sum(len(plan.records) for plan in plans)
-    done = sum(len(plan.records) for plan, old in zip(plans, resumed, strict=True) if old)
-    stop, count = threading.Event(), threading.Lock()
+    done, count, stop = 0, threading.Lock(), threading.Event()
 
-    def tick() -> None:
+    def tick(images: int = 1) -> None:
         nonlocal done
         with count:
-            done += 1
+            done += images
         if stop.is_set():
             raise Stopped
 
+    def make(plan: ShardPlan) -> tuple[Packed, bool]:
+        if old := finished(plan, out, options):
+            tick(len(plan.records))
+            return old, True
+        return write_shard(plan, out, options, tick), False
+
     with ThreadPoolExecutor(workers or len(os.sched_getaffinity(0))) as pool:
-        jobs = [
-            _done(old) if old else pool.submit(write_shard, plan, out, options, tick)
-            for plan, old in zip(plans, resumed, strict=True)
-        ]
+        jobs = [pool.submit(make, plan) for plan in plans]
         try:
             pending = set(jobs)
             while pending:
@@ -259,16 +229,10 @@ def _write_shards(
                     progress(done, total)
                 for job in ended:
                     job.result()
-        finally:  # an error, or Ctrl-C
+        finally:  # also after an error, or Ctrl-C
             stop.set()
             pool.shutdown(cancel_futures=True)
     return [job.result() for job in jobs]
-
-
-def _done(packed: Packed) -> Future[Packed]:
-    future: Future[Packed] = Future()
-    future.set_result(packed)
-    return future
 
 
 def _faults(found: Scan) -> list[tuple[str, str]]:

@@ -337,15 +337,15 @@ def test_what_a_kill_right_after_the_index_leaves_is_cleared_away(tmp_path):
     assert content(tmp_path / "out") == whole
 
 
-def interrupted(root: Path, out: Path) -> None:
+def interrupted(root: Path, out: Path, skip_bad: bool = False) -> None:
     """Leaves an unfinished pack behind: some shards, no index."""
 
     def stop(done: int, total: int) -> None:
-        if len(list(out.glob("*.tar"))) >= 3:
+        if len(list(out.glob("*.tar"))) >= 10:  # all of the test split among them
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        pack(root, out, size=32, samples_per_shard=1, workers=1, progress=stop)
+        pack(root, out, size=32, samples_per_shard=1, workers=1, skip_bad=skip_bad, progress=stop)
     assert not (out / INDEX_FILE).exists()
 
 
@@ -367,6 +367,14 @@ def test_an_unfinished_pack_notices_changed_images_and_damaged_shards(tmp_path):
     pack(root, tmp_path / "whole", size=32, samples_per_shard=1)
     pack(root, tmp_path / "out", size=32, samples_per_shard=1)
     assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+def test_what_an_unfinished_pack_skipped_is_not_skipped_without_being_asked(tmp_path):
+    root = make_mvtec(tmp_path / "in", train=60)
+    (root / "test/good/000.png").write_bytes(b"")
+    interrupted(root, tmp_path / "out", skip_bad=True)
+    with pytest.raises(DataError, match=r"000\.png is empty"):
+        pack(root, tmp_path / "out", size=32, samples_per_shard=1)
 
 
 def test_an_unfinished_pack_with_other_options_or_files_is_refused(tmp_path):
@@ -502,8 +510,14 @@ def test_a_folder_of_nothing_but_bad_images_is_an_error_even_then(tmp_path):
 def test_a_shard_whose_images_are_all_bad_is_left_out(tmp_path):
     root = make_mvtec(tmp_path / "in")
     (root / "train/good/003.png").write_bytes(b"")
-    result = pack(root, tmp_path / "out", size=32, samples_per_shard=1, skip_bad=True)
-    assert result.shards == len(list((tmp_path / "out").glob("*.tar"))) == 12
+    for name in "ab":
+        path = save_image(tmp_path / f"in/{name}/train/good/0.png", texture(0))
+    path.write_bytes(b"")
+    result = pack(root.parent, tmp_path / "out", size=32, samples_per_shard=1, skip_bad=True)
+    assert pack(
+        root.parent, tmp_path / "out", size=32, samples_per_shard=1, skip_bad=True
+    ).unchanged
+    assert result.shards == len(list((tmp_path / "out").glob("*.tar"))) == 13
 
 
 def test_two_files_with_one_key_are_refused(tmp_path):
