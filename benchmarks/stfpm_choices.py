@@ -27,7 +27,7 @@ from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.synthetic import synthetic_defect
 from kdad_dist.methods.readout import reduce, smooth
-from kdad_dist.methods.stfpm import Stfpm, combine, distance, enlarge
+from kdad_dist.methods.stfpm import Stfpm, combine, enlarge
 from kdad_dist.metrics.evaluation import Evaluation
 from kdad_dist.runtime.restore import restore
 
@@ -66,9 +66,7 @@ def measure(method: Stfpm, reader: ShardReader, samples: list[Sample], seed: int
             images.append(image)
             masks.append(mask)
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-        image = method._input(to_float(pixels, CPU))
-        pairs = zip(method._teacher_maps(image), method.student(image), strict=True)
-        maps.append([distance(target, feature) for target, feature in pairs])
+        maps.append(method.distances(to_float(pixels, CPU)))
     return Group(samples, [torch.cat(layer) for layer in zip(*maps, strict=True)], np.stack(masks))
 
 

@@ -84,7 +84,8 @@ def fit(run: Run) -> None:
                 record.validation(done, metrics["val_loss"])
             improved = metrics.get("val_loss", math.inf) < best
             if improved or verdict.save or verdict.stop or saving.at(done) or done == run.steps:
-                refuse_non_finite(agreement.settle().first_bad)
+                verdict = verdict.also(agreement.settle())
+                refuse_non_finite(verdict.first_bad)
                 save(run, done, metrics)
                 best = min(best, metrics.get("val_loss", best))
                 saving.restart()

@@ -40,11 +40,14 @@ class Stfpm(Method):
 
     def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
         """Anomaly maps; `pred_score` is left to the reduction of the map."""
+        height, width = image.shape[-2:]
+        return Prediction(combine(self.distances(image), self.config.combine, height, width))
+
+    def distances(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _h _w"]]:
+        """How far the student is from the teacher at each position of each layer."""
         image = self._input(image)
         pairs = zip(self._teacher_maps(image), self.student(image), strict=True)
-        distances = [distance(target, feature) for target, feature in pairs]
-        height, width = image.shape[-2:]
-        return Prediction(combine(distances, self.config.combine, height, width))
+        return [distance(target, feature) for target, feature in pairs]
 
     def targets(self, image: Float[Tensor, "b 3 h w"]) -> Features:
         return self._teacher_maps(self._input(image))

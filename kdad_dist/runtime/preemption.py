@@ -49,6 +49,11 @@ class Verdict:
     stop: bool = False
     save: bool = False
 
+    def also(self, later: "Verdict") -> "Verdict":
+        """Both together."""
+        first_bad = later.first_bad if self.first_bad is None else self.first_bad
+        return Verdict(first_bad, self.stop or later.stop, self.save or later.save)
+
 
 class Agreement:
     """Flags that any process may raise and that all of them read at the same step."""
@@ -74,8 +79,8 @@ class Agreement:
     def settle(self) -> Verdict:
         """Waits until everything up to now is agreed: before a checkpoint, and at the end."""
         earlier = self._read()
-        self._post(earlier.stop, earlier.save)
-        return self._read()
+        self._post(stop=False, save=False)
+        return earlier.also(self._read())
 
     def _post(self, stop: bool, save: bool) -> None:
         wishes = torch.tensor([stop, save], dtype=torch.float64)

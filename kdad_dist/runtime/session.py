@@ -2,6 +2,7 @@
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,7 @@ def start(precision: str = "no", wandb: bool = False) -> Iterator[Session]:
     # parameters because it then never regroups its buckets after the first step, which would sum
     # in another order after a resume (measured on three and more processes).
     wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
+    warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     accelerator = Accelerator(
         cpu=on_cpu,
         mixed_precision=precision,

@@ -1,8 +1,10 @@
 """Training as a whole: parallel equals serial, killed equals undisturbed, and every refusal."""
 
 import json
+import os
 import random
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -137,20 +139,33 @@ def test_the_best_checkpoint_is_kept_beside_the_newest(undisturbed):
 
 
 @pytest.mark.parametrize("processes", [1, 3])
-def test_a_run_asked_to_stop_saves_leaves_with_75_and_goes_on(config, undisturbed, processes):
-    run = config.parent / f"preempted{processes}"
-    launched = Launched(["train", config, f"output={run}"], processes)
-    while not list(run.glob("checkpoints/step_*")):
-        assert any(rank.is_alive() for rank in launched.ranks), launched.wait().text
-        time.sleep(0.01)
-    (run / "PREEMPT").touch()
-    outcome = launched.wait()
-    if set(outcome.codes) == {0}:
-        pytest.skip("the run was done before it saw the request")
-    assert set(outcome.codes) == {75}, outcome.text
+def test_a_run_whose_time_is_over_saves_and_goes_on_later(config, undisturbed, processes):
+    run = config.parent / f"timed{processes}"
+    words = ["train", config, f"output={run}"]
+    outcome = kdad(*words, "train.max_time=1e-9", processes=processes)
+    assert outcome.codes == [75] * processes, outcome.text
     assert json.loads((run / "status.json").read_text())["state"] == "preempted"
-    succeeds("train", config, f"output={run}", processes=processes)
+    succeeds(*words, processes=processes)
     assert weights(run) == weights(undisturbed[processes])
+
+
+@pytest.mark.parametrize("ask", ["PREEMPT", signal.SIGTERM, signal.SIGUSR1])
+def test_a_run_asked_to_stop_saves_and_leaves_with_75(config, ask):
+    run = config.parent / f"asked-{ask}"
+    more = ["train.steps=100000", "checkpoint.every_steps=null", "train.validate_every=10000"]
+    launched = Launched(["train", config, f"output={run}", *more], 2)
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
+        time.sleep(0.05)
+    if ask == "PREEMPT":
+        (run / "PREEMPT").touch()
+    else:
+        os.kill(launched.ranks[1].pid, ask)  # one process is enough
+    outcome = launched.wait()
+    assert outcome.codes == [75, 75], outcome.text
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "preempted"
+    assert (run / f"checkpoints/step_{status['step']:08d}").is_dir()
 
 
 @pytest.mark.parametrize("processes", [1, 2])
