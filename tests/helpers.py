@@ -1,5 +1,7 @@
 """Makers of small images and data sets for tests."""
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -38,3 +40,16 @@ def make_mvtec(
         save_image(folder / f"test/scratch/{i:03}.png", texture(200 + i))
         save_image(folder / f"ground_truth/scratch/{i:03}_mask.png", square_mask())
     return folder
+
+
+def header_of_png(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it is enormous."""
+    chunks = b""
+    for name, body in [
+        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
+        (b"IDAT", zlib.compress(b"\0" * 100)),
+        (b"IEND", b""),
+    ]:
+        chunks += struct.pack(">I", len(body)) + name + body
+        chunks += struct.pack(">I", zlib.crc32(name + body))
+    return b"\x89PNG\r\n\x1a\n" + chunks

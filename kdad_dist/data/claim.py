@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from kdad_dist.data.index import SAMPLES_FILE
+from kdad_dist.data.index import INDEX_FILE, SAMPLES_FILE
 from kdad_dist.data.shard import PARTIAL, write_file
 from kdad_dist.errors import DataError
 
@@ -48,7 +48,8 @@ def claimed(out: Path, options: dict[str, Any]) -> Iterator[None]:
                     if new:
                         out.rmdir()
             raise
-        shutil.rmtree(out / PARTIAL)
+        # Another process may be opening the lock just now; it will find the index, and clear up.
+        shutil.rmtree(out / PARTIAL, ignore_errors=True)
 
 
 def flush(folder: Path) -> None:
@@ -72,6 +73,8 @@ def drop_stale(out: Path, files: set[str]) -> None:
 def _check_owned(out: Path) -> None:
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is not a folder", "choose another OUT")
+    if (out / INDEX_FILE).exists():  # another process has finished it since we looked
+        return
     notes = (out / PARTIAL).glob(f"*{NOTE}")
     ours = {PARTIAL, SAMPLES_FILE, *(note.name.removesuffix(".json") for note in notes)}
     found = {path.name for path in out.iterdir()} if out.exists() else set()

@@ -33,6 +33,7 @@ _FORMATS = [name for name in EXTENSIONS if name != "MPO"]  # Pillow opens MPO as
 
 MAX_PIXELS = 80_000_000
 """240 MB as RGB; a little below the number at which Pillow itself begins to warn."""
+SMALLER = "make it smaller, or cut it into tiles"
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -55,8 +56,6 @@ _DAMAGE = (
     ArithmeticError,
     EOFError,
     struct.error,
-    Image.DecompressionBombError,
-    Image.DecompressionBombWarning,
 )
 
 
@@ -159,6 +158,10 @@ def _load(data: bytes, where: str) -> tuple[Image.Image, str]:
             f"{where} is not an image of a known format (PNG, JPEG, BMP, TIFF, WebP)",
             "convert it to PNG, or leave it out",
         ) from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(
+            f"{where} says it has more than {2 * MAX_PIXELS:,} pixels", SMALLER
+        ) from None
     except _DAMAGE as error:
         raise DataError(
             f"{where} cannot be decoded: {error}", "restore the file, or leave it out"
@@ -170,7 +173,7 @@ def _check_header(image: Image.Image, where: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise DataError(
             f"{where} says it has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}",
-            "make it smaller or cut it into tiles",
+            SMALLER,
         )
     frames = getattr(image, "n_frames", 1)
     if frames > 1 and image.format != "MPO":

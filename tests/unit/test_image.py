@@ -2,8 +2,6 @@
 
 import io
 import random
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +18,7 @@ from kdad_dist.data.image import (
     resized,
 )
 from kdad_dist.errors import DataError
-from tests.helpers import square_mask, texture
+from tests.helpers import header_of_png, square_mask, texture
 
 ORIENTATION = 0x0112
 
@@ -41,19 +39,6 @@ def exif(orientation: int) -> Image.Exif:
     tags = Image.Exif()
     tags[ORIENTATION] = orientation
     return tags
-
-
-def header_of_png(width: int, height: int) -> bytes:
-    """A PNG of a few bytes that says it is enormous."""
-    chunks = b""
-    for name, body in [
-        (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)),
-        (b"IDAT", zlib.compress(b"\0" * 100)),
-        (b"IEND", b""),
-    ]:
-        chunks += struct.pack(">I", len(body)) + name + body
-        chunks += struct.pack(">I", zlib.crc32(name + body))
-    return b"\x89PNG\r\n\x1a\n" + chunks
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "BMP", "TIFF"])

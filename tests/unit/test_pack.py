@@ -22,7 +22,7 @@ from kdad_dist.data.index import INDEX_FILE, SAMPLES_FILE, Index, Split
 from kdad_dist.data.shard import PARTIAL
 from kdad_dist.data.writer import pack
 from kdad_dist.errors import DataError, UsageError
-from tests.helpers import make_mvtec, save_image, square_mask, texture
+from tests.helpers import header_of_png, make_mvtec, save_image, square_mask, texture
 from tests.needs import REPOSITORY
 
 
@@ -426,6 +426,7 @@ def bad_files() -> dict[str, tuple[bytes, str]]:
         "text": (b"hello, this is a text\n", "is not an image of a known format"),
         "truncated": (good.getvalue()[:-900], "cannot be decoded"),
         "corrupt": (good.getvalue()[:300] + b"\xff" + good.getvalue()[301:], "cannot be decoded"),
+        "bomb": (header_of_png(200_000, 200_000), "says it has more than 160,000,000 pixels"),
         "animated": (frames.getvalue(), "holds 2 frames or pages"),
     }
 
@@ -486,13 +487,13 @@ def test_skip_bad_lists_what_it_skipped_and_goes_on(tmp_path):
         (root / f"train/good/{i:03}.png").write_bytes(data)
     save_image(root / "ground_truth/scratch/999_mask.png", square_mask())
     result = pack(root, tmp_path / "out", size=32, skip_bad=True)
-    files = [*(f"train/good/{i:03}.png" for i in range(5)), "ground_truth/scratch/999_mask.png"]
+    files = [*(f"train/good/{i:03}.png" for i in range(6)), "ground_truth/scratch/999_mask.png"]
     assert [file for file, _ in result.skipped] == sorted(files)
     for (_, reason), file in zip(result.skipped, sorted(files), strict=True):
         assert str(tmp_path) not in reason
         assert file in reason or "mask" in reason
-    assert result.images == 19 - 5
-    assert len(Index.read(str(tmp_path / "out")).select(Split.TRAIN, val_fraction=0)) == 7
+    assert result.images == 19 - 6
+    assert len(Index.read(str(tmp_path / "out")).select(Split.TRAIN, val_fraction=0)) == 6
     assert pack(root, tmp_path / "out", size=32, skip_bad=True).unchanged
     with pytest.raises(DataError, match="mask without an image"):
         pack(root, tmp_path / "out", size=32)
@@ -556,6 +557,28 @@ def test_shards_are_many_enough_to_stream_and_mix_their_split(tmp_path):
     for shard in index.shards:
         names = {s.class_name for s in index.samples if s.shard == shard.file}
         assert names == {"cat", "dog"}
+
+
+def test_visa_and_refoldered_folders_pack_with_their_masks(tmp_path):
+    rows = ["object,split,label,image,mask"]
+    for name, label, mask in (("0", "normal", ""), ("1", "anomaly", "nut/m/1.png")):
+        save_image(tmp_path / f"visa/nut/i/{name}.png", texture(int(name)))
+        split = "test" if mask else "train"
+        rows.append(f"nut,{split},{label},nut/i/{name}.png,{mask}")
+    save_image(tmp_path / "visa/nut/m/1.png", square_mask() // 255)  # VisA numbers its regions
+    (tmp_path / "visa/split.csv").write_text("\n".join(rows))
+    save_image(tmp_path / "tile/train/good/0.png", texture(0))
+    save_image(tmp_path / "tile/test/bad/crack_0.png", texture(1))
+    save_image(tmp_path / "tile/ground_truth/crack/0_mask.png", square_mask())
+    for name, defect in (("visa", "anomaly"), ("tile", "crack")):
+        result = pack(tmp_path / name, tmp_path / "out" / name, size=20)
+        sample = next(s for s in Index.read(result.out).samples if s.gt_label)
+        assert sample.defect_type == defect
+        assert sample.mask
+        shard = (tmp_path / "out" / name / sample.shard).read_bytes()
+        data = shard[sample.mask.offset :][: sample.mask.size]
+        expected = resize_mask(square_mask() > 0, 20, 20)
+        np.testing.assert_array_equal(decode_mask(data, ""), expected)
 
 
 def test_categories_whose_names_shorten_alike_do_not_collide(tmp_path):
