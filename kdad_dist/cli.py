@@ -220,7 +220,7 @@ def pack(
 
 def summary(packed: dict[str, Any]) -> str:
     """What `kdad pack` did, for a person."""
-    lines = [f"layout: {packed['reason']}"]
+    lines = [f"layout: {packed['layout']}, because {packed['reason']}"]
     for split, categories in packed["counts"].items():
         for category, kinds in categories.items():
             found = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
