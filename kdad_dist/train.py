@@ -28,6 +28,8 @@ from kdad_dist.runtime.tracker import check_wandb
 from kdad_dist.schedule import base_lr, learning_rate
 
 log = logging.getLogger(__name__)
+SCALER = ("scale", "_growth_tracker")
+"""The part of fp16's loss scaler that changes; it stands among the metrics of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,7 @@ def fit(run: Run) -> None:
                 best = min(best, metrics.get("val_loss", best))
                 saving.restart()
             if metrics or verdict.save or saving.at(done):
-                record.restart_clock()
+                record.restart_clock(done)
             if verdict.stop and done < run.steps:
                 raise Preempted(
                     f"stopped after step {done} of {run.steps}: {stop.poll() or 'asked elsewhere'}",
@@ -162,7 +164,7 @@ def validates(run: Run, done: int) -> bool:
 def refuse_non_finite(first_bad: int | None) -> None:
     if first_bad is not None:
         raise TrainingError(
-            f"the loss or the gradient of step {first_bad + 1} is not finite; its update was not "
+            f"the loss or the gradient of step {first_bad} is not finite; its update was not "
             "applied and nothing was saved since",
             "lower optim.lr, set optim.clip, or use train.precision=no; the run goes on from its "
             "last checkpoint",
@@ -172,7 +174,7 @@ def refuse_non_finite(first_bad: int | None) -> None:
 def save(run: Run, done: int, metrics: dict[str, float]) -> None:
     scaler = run.session.accelerator.scaler
     if scaler is not None:
-        metrics = metrics | {"loss_scale": scaler.get_scale()}
+        metrics = metrics | {name: scaler.state_dict()[name] for name in SCALER}
     state = TrainState(done, run.loader.samples_seen(done))
     run.checkpoints.save(run.method.student, run.optimizer, state, metrics)
 
@@ -243,7 +245,8 @@ def resume(
     state = checkpoints.load(path, student, optimizer)
     scaler = here.accelerator.scaler
     if scaler is not None:
-        scaler.update(checkpoints.manifest(path)["metrics"]["loss_scale"])
+        saved = checkpoints.manifest(path)["metrics"]
+        scaler.load_state_dict(scaler.state_dict() | {name: saved[name] for name in SCALER})
     best = checkpoints.best()
     log.info("going on from step %d (%s)", state.step, path)
     return state, math.inf if best is None else checkpoints.manifest(best)["metrics"]["val_loss"]

@@ -38,8 +38,8 @@ class Recorder:
         self.tracker = Tracker(run, session, config, state.step)
         self.status = Status(run, steps, session.is_main)
         self.status.step = state.step
-        self._seen, self._note = state.samples_seen, ""
-        self.restart_clock()
+        self._note = ""
+        self.restart_clock(state.step)
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -72,8 +72,7 @@ class Recorder:
     def _write(self, done: int, losses: dict[str, float], norm: float, lr: float) -> None:
         seen = self.loader.samples_seen(done)
         pace = (seen - self._clock_seen) / (time.monotonic() - self._clock)
-        self._seen = seen
-        self.restart_clock()
+        self.restart_clock(done)
         self._note = f"loss {losses['loss']:.4g}  {pace:.1f} images/s"
         self.tracker.write(
             {
@@ -94,9 +93,9 @@ class Recorder:
     def _epoch(self, done: int) -> float:
         return round(done / self.loader.steps_per_epoch, 4)
 
-    def restart_clock(self) -> None:
-        """Starts measuring the pace afresh, so that validation and saving are left out of it."""
-        self._clock, self._clock_seen = time.monotonic(), self._seen
+    def restart_clock(self, done: int) -> None:
+        """Measures the pace afresh, so that validation and saving are left out of it."""
+        self._clock, self._clock_seen = time.monotonic(), self.loader.samples_seen(done)
 
 
 class SaveTimer:
