@@ -17,7 +17,7 @@ from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.models.norm import convert_batchnorm
 from kdad_dist.models.weights import load_weights, read_weights, weights_hash
-from kdad_dist.runtime import session
+from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
 from kdad_dist.runtime.loaders import Loader, open_loaders
 from kdad_dist.runtime.preemption import Agreement, StopRequest
@@ -218,6 +218,7 @@ def wrap(config: RunConfig, method: Method, here: Session) -> torch.optim.Optimi
         student.compile()
     optimizer = build_optimizer(config, student)
     method.student = here.accelerator.prepare(student)
+    launch.check_wrapper(method.student, here.world)
     return optimizer
 
 

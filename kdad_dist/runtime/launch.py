@@ -5,14 +5,19 @@ talk to each other, and exit with 0 (docs/cluster.md lists them). So the request
 environment and, on Linux, from the launcher's own command line, and compared with what came up.
 """
 
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from kdad_dist.errors import UsageError
+
+log = logging.getLogger(__name__)
 
 ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
 
@@ -116,3 +121,19 @@ def check(world: int, wrapper: str) -> None:
                 f"(mode in force: {wrapper})",
                 "use launch/accelerate/cpu.yaml or launch/accelerate/multi_gpu.yaml",
             )
+
+
+def check_wrapper(student: nn.Module, world: int) -> None:
+    """Refuses a student whose gradients would not be shared between the processes.
+
+    Raises:
+        UsageError: several processes, and no DDP around the student.
+    """
+    wrapper = type(student).__name__
+    if world > 1 and not isinstance(student, DistributedDataParallel):
+        raise UsageError(
+            f"{world} processes are connected, but the student is a plain {wrapper}: each would "
+            "train its own copy",
+            "launch with launch/train.sh; see docs/cluster.md",
+        )
+    log.info("student: %s", wrapper)

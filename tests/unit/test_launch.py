@@ -1,4 +1,5 @@
 import pytest
+import torch
 
 from kdad_dist.errors import UsageError
 from kdad_dist.runtime import launch
@@ -49,3 +50,9 @@ def test_an_engine_that_would_be_dropped_in_silence_is_refused(monkeypatch, vari
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UsageError, match="trains under DDP"):
         launch.check(1, "NO")
+
+
+def test_an_unwrapped_student_among_several_processes_is_refused():
+    launch.check_wrapper(torch.nn.Linear(2, 2), 1)
+    with pytest.raises(UsageError, match="plain Linear"):
+        launch.check_wrapper(torch.nn.Linear(2, 2), 2)
