@@ -32,9 +32,10 @@ def export(config: RunConfig) -> tuple[Path, float]:
         "step": str(trained.step),
     }
     folder = config.directory / "export"
-    folder.mkdir(exist_ok=True)
     path = folder / "student.safetensors"
-    files.write_bytes(path, save(tensors, metadata))
+    with files.writing(folder):
+        folder.mkdir(exist_ok=True)
+        files.write_bytes(path, save(tensors, metadata))
     return path, parity(tensors, path)
 
 

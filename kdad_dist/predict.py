@@ -106,11 +106,12 @@ def predict(config: RunConfig, patterns: Sequence[str], out: Path | None = None)
         The CSV file with one line per image.
 
     Raises:
-        DataError: there is no such image, one cannot be decoded, or `out` holds something else.
+        DataError: there is no such image, one cannot be decoded, or `out` holds something else or
+            cannot be written.
     """
     paths = find_images(patterns)
     out = out or config.directory / "predictions"
-    with session.start() as here:
+    with session.start() as here, files.writing(out):
         partial = out.with_name(f"{out.name}.partial")
         if here.is_main:
             prepare(out, partial)

@@ -93,10 +93,10 @@ def score(config: RunConfig) -> dict[str, Any]:
         The content of `metrics.json`, on the main process; {} on others.
 
     Raises:
-        DataError: there is no test image.
+        DataError: there is no test image, or the run directory cannot be written.
         CheckpointError: the run holds no sound checkpoint.
     """
-    with session.start() as here:
+    with session.start() as here, files.writing(config.directory):
         index = Index.read(config.data.shards)
         units = list(plan(config, index))
         partial = config.directory / f"scores{suffix(config)}.partial"

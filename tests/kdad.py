@@ -1,12 +1,14 @@
 """`kdad` as real processes, started the way torchrun starts them, but without its slow imports."""
 
+import importlib
 import multiprocessing
 import os
+import resource
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +27,15 @@ class Outcome:
 class Launched:
     """The ranks of one command, running."""
 
-    def __init__(self, words: Sequence[object], processes: int) -> None:
+    def __init__(
+        self,
+        words: Sequence[object],
+        processes: int,
+        first: Callable[[], None] | None = None,
+    ) -> None:
+        """Args:
+        first: of the top level of a module; called in each rank before the command.
+        """
         context = multiprocessing.get_context("forkserver")
         # Imported once, in the process that all ranks are forked from.
         context.set_forkserver_preload(PRELOAD)
@@ -34,7 +44,7 @@ class Launched:
         self.ranks = [
             context.Process(
                 target=_rank,
-                args=([str(w) for w in words], rank, processes, port, self.folder.name),
+                args=([str(w) for w in words], rank, processes, port, self.folder.name, first),
             )
             for rank in range(processes)
         ]
@@ -62,9 +72,14 @@ class Launched:
         return Outcome([rank.exitcode or 0 for rank in self.ranks], text)
 
 
-def kdad(*words: object, processes: int = 1, timeout: float = 180) -> Outcome:
+def kdad(
+    *words: object,
+    processes: int = 1,
+    timeout: float = 180,
+    first: Callable[[], None] | None = None,
+) -> Outcome:
     """Runs `kdad WORDS` on so many processes, to its end."""
-    return Launched(words, processes).wait(timeout)
+    return Launched(words, processes, first).wait(timeout)
 
 
 def succeeds(*words: object, processes: int = 1) -> Outcome:
@@ -74,11 +89,34 @@ def succeeds(*words: object, processes: int = 1) -> Outcome:
     return outcome
 
 
-def _rank(words: list[str], rank: int, processes: int, port: int, folder: str) -> None:
+def as_nobody() -> None:
+    """Gives up root's permission to read and write everything; for `first`."""
+    # Where Python itself belongs to root, nothing can be imported afterwards.
+    for module in ("predict", "report", "export", "data.writer", "data.verify"):
+        importlib.import_module(f"kdad_dist.{module}")
+    if os.geteuid() == 0:
+        os.setgroups([])
+        os.setgid(65534)
+        os.setuid(65534)
+
+
+def with_small_disk() -> None:
+    """No file may become larger than 20 kB, which stands in for a full disk; for `first`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+
+def _rank(
+    words: list[str],
+    rank: int,
+    processes: int,
+    port: int,
+    folder: str,
+    first: Callable[[], None] | None,
+) -> None:
     output = os.open(f"{folder}/rank_{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["OMP_NUM_THREADS"] = "1"
     if processes > 1:
         os.environ |= {
@@ -95,4 +133,6 @@ def _rank(words: list[str], rank: int, processes: int, port: int, folder: str) -
     from kdad_dist.cli import main
 
     sys.argv = ["kdad", *words]
+    if first is not None:
+        first()
     main()

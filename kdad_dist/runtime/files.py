@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kdad_dist.errors import UsageError
+from kdad_dist.errors import DataError, UsageError
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -20,6 +20,9 @@ def write_bytes(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a full disk names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -30,6 +33,22 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def writing(directory: Path) -> Iterator[None]:
+    """Turns what the system refuses into an error that names the file, or else the directory.
+
+    Raises:
+        DataError: the disk is full, say, or may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"{error.filename or directory} cannot be written: {error.strerror or error}",
+            f"give {directory} room and permission, or choose another place; then start again",
+        ) from error
 
 
 LOCK = ".lock"

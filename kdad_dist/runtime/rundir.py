@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from kdad_dist.config import RunConfig, changed_keys, dump, load_run
-from kdad_dist.errors import ConfigError, DataError
+from kdad_dist.errors import ConfigError
 from kdad_dist.runtime import environment, files
 from kdad_dist.runtime.preemption import PREEMPT_FILE
 
@@ -38,19 +38,14 @@ def claimed(config: RunConfig) -> Iterator[None]:
     """Makes the directory, keeps other processes out of it, and notes what runs in it.
 
     Raises:
-        DataError: the directory cannot be written.
+        DataError: the directory cannot be written, now or later.
         UsageError: another process is using it.
     """
     run = config.directory
-    try:
+    with files.writing(run):
         run.mkdir(parents=True, exist_ok=True)
         with files.exclusive(run):
             (run / PREEMPT_FILE).unlink(missing_ok=True)
             files.write_text(run / "config.yaml", dump(config))
             files.write_json(run / "environment.json", environment.describe())
             yield
-    except (PermissionError, FileExistsError, NotADirectoryError) as error:
-        raise DataError(
-            f"the run directory {run} cannot be written: {error}",
-            "give another `output`, or mend its permissions",
-        ) from None
