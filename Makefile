@@ -1,7 +1,7 @@
 # Everything happens in .venv beside this file. Targets say what they do and may be repeated.
 #
-#   make test PYTEST_FLAGS="-k plan"     a part of the tests
-#   make test PYTHON=python3.12          with another Python
+#   make test PYTEST_FLAGS="-n 0 -k plan"   a part of the tests, in one process
+#   make test PYTHON=python3.12             with another Python
 
 export PYTHON ?= python3
 PYTEST_FLAGS ?=
@@ -23,7 +23,7 @@ demo:  ## install, then generate a small data set, train on it, score and report
 test:  ## install with the dev extra, then run the tests
 	@.ci/install dev
 	@echo "== running the tests"
-	@.venv/bin/python -m pytest $(PYTEST_FLAGS)
+	@.venv/bin/python -m pytest -n 2 $(PYTEST_FLAGS)
 
 lint:  ## ruff check, formatting, shellcheck
 	@.ci/install dev
