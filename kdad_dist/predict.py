@@ -8,7 +8,9 @@ boxes have the size of the image itself, the map has that of the network's input
 import csv
 import glob
 import json
+import os
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from kdad_dist.config import RunConfig
-from kdad_dist.data.image import EXTENSIONS, decode_image
+from kdad_dist.data.image import EXTENSIONS, decode_image, read_file
 from kdad_dist.data.index import Index
 from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import Fit
@@ -149,7 +151,7 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            named = {p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES}
+            named = {p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()}
         elif path.is_file():
             named = {path}
         else:
@@ -166,19 +168,25 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
 
 def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
     """A file name for the pictures of each image: its own, numbered where two are alike."""
-    taken: dict[str, int] = {}
-    names = {}
+    counts: Counter[str] = Counter()
+    names: dict[str, Path] = {}
     for path in paths:
-        count = taken[path.stem] = taken.get(path.stem, 0) + 1
-        names[path] = path.stem if count == 1 else f"{path.stem}~{count}"
-    return names
+        # 200 bytes and a number stay below the 255 at which most file systems end.
+        name = stem = os.fsencode(path.stem)[:200].decode(errors="ignore") or "image"
+        while name in names:
+            counts[stem] += 1
+            name = f"{stem}~{counts[stem] + 1}"
+        names[name] = path
+    return {path: name for name, path in names.items()}
 
 
 def read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
-        raise DataError(f"{path} cannot be read: {error}", "check its permissions") from None
+        raise DataError(
+            f"{path} cannot be read: {error.strerror}", "make it readable, or leave it out"
+        ) from None
 
 
 def read_threshold(config: RunConfig) -> dict[str, Any]:
@@ -215,7 +223,8 @@ def publish(partial: Path, out: Path) -> None:
     parts = sorted(partial.glob("rank_*.json"))
     rows = [row for part in parts for row in json.loads(part.read_bytes())]
     rows.sort(key=lambda row: row["order"])
-    with (partial / "predictions.csv").open("w", encoding="utf-8", newline="") as file:
+    table = partial / "predictions.csv"
+    with table.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)

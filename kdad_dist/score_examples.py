@@ -1,5 +1,6 @@
 """What a scoring keeps to look at: anomaly maps, and the worst and best examples."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from kdad_dist.config import RunConfig
 from kdad_dist.pictures import save_png16
 from kdad_dist.runtime import files
 
+LONGEST_NAME = 200
+"""Bytes; most file systems end at 255."""
 EACH = 4
 """Examples of each kind per category."""
 CATEGORIES_IN_FULL = 4
@@ -32,11 +35,20 @@ def write_map(folder: Path, key: str, anomaly_map: NDArray[np.float32], config: 
     if kind == "none":
         return
     folder.mkdir(exist_ok=True)
-    path = folder / f"{key.replace('/', '__')}.{kind}"
+    path = folder / f"{map_name(key)}.{kind}"
     if kind == "npy":
         np.save(path, anomaly_map)
     else:
         save_png16(path, anomaly_map)
+
+
+def map_name(key: str) -> str:
+    """A file name for a key, another one for every key, that no disk finds too long."""
+    flat = key.replace("/", "__")
+    if flat.split("__") == key.split("/") and len(flat.encode()) <= LONGEST_NAME:
+        return flat
+    start = flat.encode()[:LONGEST_NAME].decode(errors="ignore")
+    return f"{start}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
 def choose(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -7,8 +7,11 @@ not a picture, is cut short, has frames or pages, pixels without a known range, 
 No torch here.
 """
 
+import errno
+import os
 import struct
 from io import BytesIO
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -57,6 +60,13 @@ _DAMAGE = (
     EOFError,
     struct.error,
 )
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file; a pipe, which might never end, is an OSError too."""
+    if not path.is_file() and path.exists():
+        raise OSError(errno.EINVAL, "it is a folder, pipe or device, not a file", os.fspath(path))
+    return path.read_bytes()
 
 
 def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:

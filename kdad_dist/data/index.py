@@ -249,7 +249,9 @@ def describe(
         "samples_sha256": hashlib.sha256(lines).hexdigest(),
     }
     described["fingerprint"] = fingerprint(described)
-    return json.dumps(described, indent=1, ensure_ascii=False).encode() + b"\n", lines
+    # What is not UTF-8 in the name of a skipped file becomes an escape of JSON (\udcff).
+    text = json.dumps(described, indent=1, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace"), lines
 
 
 def count(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, int]]]:

@@ -17,7 +17,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from kdad_dist.data.image import Resize, decode_mask, load_image, resize_mask, resized
+from kdad_dist.data.image import (
+    Resize,
+    decode_mask,
+    load_image,
+    read_file,
+    resize_mask,
+    resized,
+)
 from kdad_dist.data.index import Member, Sample, Shard, Split, parse_sample
 from kdad_dist.data.partition import ShardPlan
 from kdad_dist.data.records import Record
@@ -265,7 +272,7 @@ def facts(sample: Record | Sample) -> dict[str, str | int | None]:
 
 def _read(path: Path | None) -> Content:
     try:
-        return path.read_bytes() if path else None
+        return read_file(path) if path else None
     except OSError as error:
         return error
 
