@@ -85,7 +85,7 @@ AFTER = """The page with all results, curves and pictures:
 
 For photographs of your own (a folder with train/good, and test/good and test/ANY-DEFECT):
   kdad pack my_photos shards/mine
-  kdad train stfpm_mvtec data.shards=shards/mine output=runs/mine
+  kdad train stfpm_mvtec data.shards=shards/mine data.category=all name=mine
   kdad score runs/mine
   kdad report runs/mine"""
 
