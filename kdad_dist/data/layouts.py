@@ -209,19 +209,18 @@ def _read_classes(result: Scan, categories: Sequence[str] | None) -> None:
 
 def _settle(result: Scan) -> None:
     """Sorts what was read, and refuses what no index could hold."""
-    files: dict[str, Path] = {}
+    kept: dict[str, Record] = {}
     for record in sorted(result.records, key=lambda r: (r.category, r.split, r.key, r.path)):
         names = (record.category, record.class_name, record.defect_type)
         if not all(name is None or name.isprintable() for name in names):
             reason = "the name of its folder holds characters that cannot be printed"
             result.faults.append((record.path, reason))
-        elif record.key in files:
-            reason = f"would have the same key, {record.key}, as {files[record.key].name}"
+        elif record.key in kept:
+            reason = f"would have the same key, {record.key}, as {kept[record.key].path.name}"
             result.faults.append((record.path, reason))
         else:
-            files[record.key] = record.path
-    result.records = [r for r in result.records if files.get(r.key) == r.path]
-    result.records.sort(key=lambda r: (r.category, r.split, r.key))
+            kept[record.key] = record
+    result.records = list(kept.values())
     if not result.records and not result.faults:
         raise DataError(
             f"{result.root} ({result.layout}, because {result.reason}) holds no image",

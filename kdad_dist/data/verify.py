@@ -71,7 +71,12 @@ def _folder_faults(index: Index) -> Iterator[str]:
     if is_remote(index.root):
         return
     listed = {shard.file for shard in index.shards}
-    for path in sorted(Path(index.root).iterdir()):
+    try:
+        paths = sorted(Path(index.root).iterdir())
+    except OSError as error:
+        yield f"{index.root} cannot be listed: {error.strerror}"
+        return
+    for path in paths:
         if path.name == PARTIAL:
             yield f"{path.name} was left by a pack that was killed; pack again to remove it"
         elif path.suffix == ".tar" and path.name not in listed:

@@ -47,7 +47,7 @@ def read_visa(result: Scan, categories: Sequence[str] | None) -> None:
     for line, row in rows:
         if row["object"] not in wanted:
             continue
-        path = result.root / row["image"]
+        path = result.root / row["image"].lstrip("/")  # an absolute one is refused below
         if problem := _problem(result.root, row, row["object"] in masked):
             result.faults.append((path, f"{problem} (line {line} of {table.name})"))
             continue
@@ -84,6 +84,8 @@ def _problem(root: Path, row: dict[str, str], masked: bool) -> str | None:
 
 
 def _header(file: Path) -> list[str]:
+    if not file.is_file():  # a pipe, say
+        return []
     try:
         with file.open(newline="", encoding="utf-8-sig") as lines:
             return next(csv.reader(lines), [])

@@ -521,6 +521,26 @@ def test_a_shard_whose_images_are_all_bad_is_left_out(tmp_path):
     assert result.shards == len(list((tmp_path / "out").glob("*.tar"))) == 13
 
 
+@pytest.mark.parametrize("image", ["train/good/x.png", "test/scratch/000.png"])
+def test_a_pipe_named_as_an_image_is_refused_and_not_waited_for(tmp_path, image):
+    root = make_mvtec(tmp_path / "in")
+    (root / image).unlink(missing_ok=True)
+    os.mkfifo(root / image)
+    with pytest.raises(DataError, match=rf"{image} cannot be read: it is a folder, pipe or device"):
+        pack(root, tmp_path / "out", size=32)
+    assert not (tmp_path / "out" / INDEX_FILE).exists()
+
+
+def test_a_skipped_file_whose_name_is_not_utf8_is_remembered(tmp_path):
+    root = make_mvtec(tmp_path / "in")
+    name = os.fsdecode(b"train/good/\xff.png")
+    (root / name).write_bytes(b"")
+    first = pack(root, tmp_path / "out", size=32, skip_bad=True)
+    assert [file for file, _ in first.skipped] == [name]
+    (tmp_path / "out" / INDEX_FILE).read_text(encoding="utf-8")
+    assert pack(root, tmp_path / "out", size=32, skip_bad=True).unchanged
+
+
 def test_two_files_with_one_key_are_refused(tmp_path):
     root = make_mvtec(tmp_path / "in")
     Image.fromarray(texture(5)).save(root / "train/good/000.jpg")

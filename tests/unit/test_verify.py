@@ -238,3 +238,12 @@ def test_an_unreadable_shard_is_named(open_folder, as_unprivileged):
     assert len(faults) == 1
     assert file.name in faults[0]
     assert "Permission denied" in faults[0]
+
+
+def test_a_folder_that_may_not_be_listed_is_named(open_folder, as_unprivileged):
+    shards = open_folder / "shards"
+    pack(make_mvtec(open_folder / "in"), shards, size=32)
+    shards.chmod(0o311)
+    faults = verify(str(shards))
+    shards.chmod(0o755)
+    assert faults == [f"{shards} cannot be listed: Permission denied"]
