@@ -5,7 +5,7 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -18,6 +18,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, score and report visual anomaly detectors on any number of GPUs.",
 )
+INTERRUPTED = 130
+"""What typer makes of Ctrl-C."""
 Run = Annotated[Path, typer.Argument(help="The directory that `kdad train` wrote.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the configuration: key.subkey=value ...")
@@ -47,13 +49,20 @@ def main() -> None:
     try:
         app()
     except KdadError as error:
-        # Every process of a launch finds the same mistake in the command or the configuration.
-        if not (isinstance(error, UsageError) and os.environ.get("RANK", "0") != "0"):
-            print(f"kdad: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("kdad: interrupted", file=sys.stderr)
-        sys.exit(130)
+        fail(error)
+    except SystemExit as left:
+        if left.code == INTERRUPTED:
+            say("kdad: interrupted\n  -> start the same command again; pack and train then go on")
+        raise
+
+
+def fail(error: KdadError) -> NoReturn:
+    """Leaves with an error, which one process says where every one has it."""
+    # All processes of a node find the same mistake in the command or the configuration.
+    everywhere = isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
+    if not (everywhere or (error.shared and os.environ.get("RANK", "0") != "0")):
+        print(f"kdad: {error}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 def show_version(wanted: bool) -> None:
@@ -87,7 +96,7 @@ def say(text: str) -> None:
 def answer(value: Any) -> None:
     """For a program: one JSON document on stdout, once per launch."""
     if os.environ.get("RANK", "0") == "0":
-        print(json.dumps(value, indent=2, ensure_ascii=False))
+        print(json.dumps(value, indent=2))  # in ASCII: file names need not be UTF-8
 
 
 @app.command()
@@ -179,7 +188,9 @@ def export(
 
 @app.command()
 def pack(
-    root: Annotated[Path, typer.Argument(help="A folder of images; it is never changed.")],
+    root: Annotated[
+        Path, typer.Argument(readable=False, help="A folder of images; it is never changed.")
+    ],
     out: Annotated[Path, typer.Argument(help="The folder for the shards.")],
     layout: Annotated[Layout, typer.Option(help="How the folder is arranged.")] = Layout.AUTO,
     category: Annotated[

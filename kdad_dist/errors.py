@@ -14,6 +14,8 @@ class KdadError(ValueError):
     """
 
     exit_code = 1
+    shared = False
+    """Whether all processes of a launch raise it together, so that one of them says it."""
 
     def __init__(self, problem: str, remedy: str) -> None:
         super().__init__(f"{problem}\n  -> {remedy}")
@@ -46,8 +48,15 @@ class CheckpointError(KdadError):
 class TrainingError(KdadError):
     """Training cannot go on: a loss or a gradient is not finite."""
 
+    shared = True
+
+
+class PeerLost(KdadError):
+    """Another process of the launch ended or fell silent; its own error says why."""
+
 
 class Preempted(KdadError):
     """The run was asked to stop, saved a checkpoint, and wants to be started again."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: "try again"
+    shared = True

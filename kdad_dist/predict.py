@@ -8,8 +8,8 @@ boxes have the size of the image itself, the map has that of the network's input
 import csv
 import glob
 import json
+import logging
 import os
-import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -28,15 +28,22 @@ from kdad_dist.data.index import Index
 from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import Fit
 from kdad_dist.errors import DataError
-from kdad_dist.methods.readout import Detector
+from kdad_dist.methods.readout import Detector, readout_of
 from kdad_dist.pictures import heat, save_png16
 from kdad_dist.runtime import files, session
 from kdad_dist.runtime.deal import cut, work
+from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
-from kdad_dist.runtime.restore import restore
+from kdad_dist.runtime.restore import Trained, restore
+from kdad_dist.runtime.rundir import metrics_file
+from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.together import shared
 
 SUFFIXES = frozenset(f".{ext}" for ext in EXTENSIONS.values()) | {".jpeg", ".tiff"}
+log = logging.getLogger(__name__)
 BOX_COLOUR = (255, 255, 255)
+TABLE = "predictions.csv"
+FOLDERS = ("maps", "overlays", "masks")
 COLUMNS = ["file", "pred_score", "pred_label", "boxes", "map", "overlay", "mask"]
 
 
@@ -112,33 +119,38 @@ def predict(config: RunConfig, patterns: Sequence[str], out: Path | None = None)
             cannot be written.
     """
     paths = find_images(patterns)
-    out = out or config.directory / "predictions"
-    with session.start() as here, files.writing(out):
-        partial = out.with_name(f"{out.name}.partial")
-        if here.is_main:
-            prepare(out, partial)
-        here.barrier()
-        method = restore(config).method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
-        index = Index.read(config.data.shards)
-        predictor = Predictor(
-            config,
-            Detector(method, config.score),
-            Fit(config.data.image_size, None, index.resize),
-            here.device,
-            read_threshold(config),
-            partial,
-            unique_names(paths),
-        )
-        rows = []
-        with progress("scoring", len(paths), "images", visible=here.is_main) as bar:
-            for number, found in work(cut(paths, config.score.batch_size), predictor, here):
-                rows += [{"order": [number, i], **row} for i, row in enumerate(found)]
-                bar.advance(len(found))
-        files.write_json(partial / f"rank_{here.rank:05d}.json", rows)
-        here.barrier()
-        if here.is_main:
-            publish(partial, out)
-    return out / "predictions.csv"
+    out = (out or config.directory / "predictions").resolve()
+    with session.start() as here:
+        shared(lambda: refuse_foreign(out) if here.is_main else None)
+        with filled(out, here) as partial:
+            trained = restore(config)
+            method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
+            index = shared(lambda: Index.read(config.data.shards))
+            predictor = Predictor(
+                config,
+                Detector(method, config.score),
+                Fit(config.data.image_size, None, index.resize),
+                here.device,
+                read_threshold(config, trained),
+                partial,
+                unique_names(paths),
+            )
+            write(partial, lambda: run_units(predictor, cut(paths, config.score.batch_size), here))
+            write(partial, lambda: write_table(partial) if here.is_main else None)
+    return out / TABLE
+
+
+def run_units(predictor: Predictor, units: Sequence[Sequence[Path]], here: Session) -> None:
+    """Scores this process's share and writes it down; talks to no other process."""
+    for folder in FOLDERS:
+        (predictor.out / folder).mkdir(exist_ok=True)
+    rows = []
+    images = sum(map(len, units[here.rank :: here.world]))
+    with progress("scoring", images, "images", visible=here.is_main) as bar:
+        for number, found in work(units, predictor, here):
+            rows += [{"order": [number, i], **row} for i, row in enumerate(found)]
+            bar.advance(len(found))
+    files.write_json(predictor.out / f"rank_{here.rank:05d}.json", rows)
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:
@@ -189,12 +201,24 @@ def read(path: Path) -> bytes:
         ) from None
 
 
-def read_threshold(config: RunConfig) -> dict[str, Any]:
-    """The thresholds that scoring the test split found; unknown where it has not run."""
-    path = config.directory / "metrics.json"
-    if not path.is_file():
-        return {"value": None, "pixel_value": None}
-    return json.loads(path.read_text(encoding="utf-8"))["threshold"]
+def read_threshold(config: RunConfig, trained: Trained) -> dict[str, Any]:
+    """The thresholds that scoring the test split found; unknown where it has not run like this."""
+    path = metrics_file(config)
+    missing = f"{path} is not there"
+    if path.is_file():
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        found = [metrics["provenance"].get(name) for name in ("checkpoint_step", "readout")]
+        wanted = [trained.step, readout_of(config.score)]
+        if found == wanted:
+            return metrics["threshold"]
+        missing = "{} is of step {}, {}; this is step {}, {}".format(path, *found, *wanted)
+    log.warning(
+        "no threshold, so there are scores but no labels, masks or boxes: %s; for a threshold, run "
+        "`kdad score %s` with the same words first",
+        missing,
+        config.directory,
+    )
+    return {"value": None, "pixel_value": None}
 
 
 def enlarge(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
@@ -208,27 +232,27 @@ def boxes_of(mask: NDArray[np.bool_]) -> list[list[int]]:
     return [[x.start, y.start, x.stop, y.stop] for y, x in ndimage.find_objects(regions)]
 
 
-def prepare(out: Path, partial: Path) -> None:
-    if out.exists() and not (out / "predictions.csv").is_file():
+def refuse_foreign(out: Path) -> None:
+    """Refuses a place with anything in it that is not ours to replace."""
+    if not out.exists():
+        return
+    ours = {TABLE, *FOLDERS} if (out / TABLE).is_file() else set()
+    if not out.is_dir() or {path.name for path in out.iterdir()} - ours:
         raise DataError(
-            f"{out} exists and holds no predictions.csv, so it is not overwritten",
+            f"{out} exists and is not a folder of predictions alone, so it is not overwritten",
             "give another folder with --out",
         )
-    shutil.rmtree(partial, ignore_errors=True)
-    for folder in ("maps", "overlays", "masks"):
-        (partial / folder).mkdir(parents=True)
 
 
-def publish(partial: Path, out: Path) -> None:
+def write_table(partial: Path) -> None:
+    """Turns what all processes wrote into one table, in the order of the images."""
     parts = sorted(partial.glob("rank_*.json"))
     rows = [row for part in parts for row in json.loads(part.read_bytes())]
     rows.sort(key=lambda row: row["order"])
-    table = partial / "predictions.csv"
+    table = partial / TABLE
     with table.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     for part in parts:
         part.unlink()
-    shutil.rmtree(out, ignore_errors=True)
-    partial.rename(out)

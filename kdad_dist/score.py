@@ -3,10 +3,8 @@
 import csv
 import json
 import logging
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,14 +19,17 @@ from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.synthetic import synthetic_defect
 from kdad_dist.errors import DataError
-from kdad_dist.methods.readout import Detector
+from kdad_dist.methods.readout import Detector, readout_of
 from kdad_dist.metrics.evaluation import Evaluation
 from kdad_dist.metrics.image import rates
 from kdad_dist.runtime import environment, files, session
 from kdad_dist.runtime.deal import cut, work
+from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.restore import Trained, restore
+from kdad_dist.runtime.rundir import metrics_file, scores_folder
 from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.together import shared
 from kdad_dist.score_examples import write_examples, write_map
 
 log = logging.getLogger(__name__)
@@ -96,33 +97,32 @@ def score(config: RunConfig) -> dict[str, Any]:
         DataError: there is no test image, or the run directory cannot be written.
         CheckpointError: the run holds no sound checkpoint.
     """
-    with session.start() as here, files.writing(config.directory):
-        index = Index.read(config.data.shards)
-        units = list(plan(config, index))
-        partial = config.directory / f"scores{suffix(config)}.partial"
-        with claimed(partial, here):
+    with session.start() as here:
+        index, units = shared(lambda: plan(config))
+        with filled(scores_folder(config), here) as partial:
             trained = restore(config)
             method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
             reader = ShardReader(config.data.shards, config.data.image_size)
             scorer = Scorer(config, Detector(method, config.score), reader, here.device)
             started = time.monotonic()
-            run_units(scorer, units, partial, here)
-            here.barrier()
-            if not here.is_main:
-                return {}
+            write(partial, lambda: run_units(scorer, units, partial, here))
             seconds = time.monotonic() - started
             origin = provenance(config, index, trained, units, seconds, here)
-            metrics = publish(config, scorer, units, partial, origin)
+            metrics = write(
+                partial, lambda: results(scorer, units, partial, origin) if here.is_main else {}
+            )
+        file = metrics_file(config)
+        write(file, lambda: files.write_json(file, metrics) if here.is_main else None)
     return metrics
 
 
-def suffix(config: RunConfig) -> str:
-    """What `score.checkpoint=last` adds to the names of its results."""
-    return "" if config.score.checkpoint == "best" else "-last"
+def plan(config: RunConfig) -> tuple[Index, list[Unit]]:
+    """The units of work: held-out normal images, the same with synthetic defects, the test set.
 
-
-def plan(config: RunConfig, index: Index) -> Iterator[Unit]:
-    """The units of work: held-out normal images, the same with synthetic defects, the test set."""
+    Raises:
+        DataError: there is no test image.
+    """
+    index = Index.read(config.data.shards)
     data, largest = config.data, config.score.batch_size
     select = (data.category, data.normal_class, data.val_fraction)
     test = index.select(Split.TEST, *select)
@@ -133,25 +133,8 @@ def plan(config: RunConfig, index: Index) -> Iterator[Unit]:
         )
     val = index.select(Split.VAL, *select)
     kinds = [VAL, SYNTHETIC] if config.score.synthetic else [VAL]
-    for kind in kinds:
-        yield from (Unit(kind, samples) for samples in cut(val, largest))
-    yield from (Unit(TEST, samples) for samples in cut(test, largest))
-
-
-@contextmanager
-def claimed(partial: Path, here: Session) -> Iterator[None]:
-    """An empty folder for this scoring alone."""
-    if not here.is_main:
-        here.barrier()
-        yield
-        return
-    partial.mkdir(exist_ok=True)
-    with files.exclusive(partial):
-        for old in partial.iterdir():
-            if old.name != files.LOCK:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        here.barrier()
-        yield
+    units = [Unit(kind, samples) for kind in kinds for samples in cut(val, largest)]
+    return index, units + [Unit(TEST, samples) for samples in cut(test, largest)]
 
 
 def run_units(scorer: Scorer, units: Sequence[Unit], partial: Path, here: Session) -> None:
@@ -198,14 +181,11 @@ def row(result: Scored) -> dict[str, Any]:
     }
 
 
-def publish(
-    config: RunConfig,
-    scorer: Scorer,
-    units: Sequence[Unit],
-    partial: Path,
-    origin: dict[str, Any],
+def results(
+    scorer: Scorer, units: Sequence[Unit], partial: Path, origin: dict[str, Any]
 ) -> dict[str, Any]:
-    """Merges what all processes wrote, and puts the results in place."""
+    """Turns what all processes wrote into the results; the content of `metrics.json`."""
+    config = scorer.config
     rows = [r for file in partial.glob("*_rows.json") for r in json.loads(file.read_bytes())]
     rows.sort(key=lambda r: r["order"])
     test, synthetic = merged(partial, "test"), merged(partial, "synthetic")
@@ -228,16 +208,8 @@ def publish(
         lambda key: scorer(Unit(TEST, [samples[key]]))[0],
         lambda key: scorer.load(TEST, samples[key])[0],
     )
-    for file in (*partial.glob("rank_*"), partial / files.LOCK):
+    for file in partial.glob("rank_*"):
         file.unlink()
-    final = partial.with_suffix("")
-    old = final.with_name(f".{final.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if final.exists():
-        final.rename(old)
-    partial.rename(final)
-    shutil.rmtree(old, ignore_errors=True)
-    files.write_json(config.directory / f"metrics{suffix(config)}.json", metrics)
     return metrics
 
 
@@ -296,6 +268,7 @@ def provenance(
         "checkpoint_step": trained.step,
         "checkpoint_rule": trained.rule,
         "config_digest": digest(config),
+        "readout": readout_of(config.score),
         "commit": environment.commit(),
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "seconds": round(seconds, 3),

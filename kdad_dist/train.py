@@ -2,7 +2,7 @@
 
 import logging
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,8 +22,9 @@ from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
 from kdad_dist.runtime.loaders import Loader, open_loaders
 from kdad_dist.runtime.preemption import Agreement, StopRequest
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
-from kdad_dist.runtime.rundir import claimed, refuse_changes
+from kdad_dist.runtime.rundir import claimed, note, refuse_changes
 from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.together import shared
 from kdad_dist.runtime.tracker import check_wandb
 from kdad_dist.schedule import base_lr, learning_rate
 
@@ -48,6 +49,7 @@ class Run:
     """Lowest loss on the held-out images up to `state`; infinite before the first."""
     steps: int
     """Optimizer steps of the whole training."""
+    stop: StopRequest
 
 
 def train(config: RunConfig) -> None:
@@ -60,14 +62,18 @@ def train(config: RunConfig) -> None:
     check_wandb(config.track.wandb)
     with session.start(config.train.precision, config.track.wandb != "disabled") as here:
         refuse_changes(config)
-        here.barrier()  # before the main process writes the new configuration
-        with claimed(config) if here.is_main else nullcontext():
-            fit(build(config, here))
+        with ExitStack() as stack:
+            if_main = [claimed(config)] if here.is_main else []
+            shared(lambda: [stack.enter_context(claim) for claim in if_main])
+            run = build(config, here)
+            if here.is_main:
+                note(config)
+            fit(run)
 
 
 def fit(run: Run) -> None:
     """Takes every optimizer step that is left to take."""
-    stop = StopRequest(run.config.directory, run.config.train.max_time)
+    stop = run.stop
     agreement = Agreement(run.session.device, run.config.train.check_every)
     record = Recorder(run.config, run.session, run.loader, run.state, run.steps)
     saving, best = SaveTimer(run.config), run.best
@@ -166,8 +172,8 @@ def refuse_non_finite(first_bad: int | None) -> None:
         raise TrainingError(
             f"the loss or the gradient of step {first_bad} is not finite; its update was not "
             "applied and nothing was saved since",
-            "lower optim.lr, set optim.clip, or use train.precision=no; the run goes on from its "
-            "last checkpoint",
+            "lower optim.lr, set optim.clip, or use train.precision=no, in a run of another "
+            "`output`; or add train.changed_config=accept to go on from the last checkpoint",
         )
 
 
@@ -190,15 +196,11 @@ def is_finite(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
 
 def build(config: RunConfig, here: Session) -> Run:
     """Assembles the run: data, method, optimizer, and the newest checkpoint that verifies."""
-    index = Index.read(config.data.shards)
-    method = build_method(config)
-    if config.train.init_from:
-        load_weights(method.student, read_weights(Path(config.train.init_from)), "train.init_from")
-    method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    stop = StopRequest(config.directory, config.train.max_time)  # heeded from the first step on
+    index, method, loader, validation = shared(lambda: assemble(config, here))
     identity = {"data": index.fingerprint}
     if method.teacher is not None:
         identity["teacher"] = weights_hash(method.teacher)
-    loader, validation = open_loaders(config, index, method, here)
     optimizer = wrap(config, method, here)
     checkpoints = CheckpointManager(
         config.directory / "checkpoints", config.checkpoint.keep, identity
@@ -206,7 +208,20 @@ def build(config: RunConfig, here: Session) -> Run:
     state, best = resume(checkpoints, method.student, optimizer, here)
     epochs = config.train.epochs or 0
     steps = config.train.steps or epochs * loader.steps_per_epoch
-    return Run(config, here, method, optimizer, loader, validation, checkpoints, state, best, steps)
+    return Run(
+        config, here, method, optimizer, loader, validation, checkpoints, state, best, steps, stop
+    )
+
+
+def assemble(config: RunConfig, here: Session) -> tuple[Index, Method, Loader, Loader | None]:
+    """What a process makes by itself: index, method on its device, loaders of both splits."""
+    index = Index.read(config.data.shards)
+    method = build_method(config)
+    if config.train.init_from:
+        weights = read_weights(Path(config.train.init_from), "train.init_from")
+        load_weights(method.student, weights, "train.init_from")
+    method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    return index, method, *open_loaders(config, index, method, here)
 
 
 def wrap(config: RunConfig, method: Method, here: Session) -> torch.optim.Optimizer:

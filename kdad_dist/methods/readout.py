@@ -30,6 +30,12 @@ class Detector(nn.Module):
         return Prediction(anomaly_map, score.float(), raw.logits)
 
 
+def readout_of(config: ScoreConfig) -> str:
+    """What decides the scores of given weights, in words: where it differs, no threshold holds."""
+    names = ("reduce", "topk", "quantile", "smooth_sigma", "precision")
+    return ", ".join(f"{name} {getattr(config, name)}" for name in names)
+
+
 def reduce(anomaly_map: Float[Tensor, "b h w"], config: ScoreConfig) -> Float[Tensor, " b"]:
     """The score of each image, from the pixels of its map."""
     pixels = anomaly_map.flatten(1)

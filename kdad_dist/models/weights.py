@@ -33,14 +33,17 @@ CONTAINERS = ("state_dict_ema", "state_dict", "model")
 """Where training checkpoints keep the network."""
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, key: str = "method.teacher.weights") -> dict[str, Tensor]:
     """The tensors of a .safetensors, .pth or .pt file, by key; no pickled code is ever run.
+
+    Args:
+        key: of the configuration, which names the file.
 
     Raises:
         WeightsError: the file is missing, damaged, of another kind, or holds more than tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}", "check method.teacher.weights")
+        raise WeightsError(f"there is no weights file {path}", f"check {key}")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

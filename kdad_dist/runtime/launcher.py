@@ -44,7 +44,7 @@ def run_directory(words: list[str]) -> Path:
         ConfigError: they name none.
     """
     first, *others = words or [""]
-    if first and Path(first).is_dir():
+    if first and (Path(first) / "config.yaml").is_file():
         return Path(first)
     return load(first, [word for word in others if "=" in word]).directory
 
@@ -76,4 +76,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main())
     except KdadError as error:
-        sys.exit(f"error: {error}")
+        sys.stderr.write(f"kdad: {error}\n")
+        sys.exit(error.exit_code)

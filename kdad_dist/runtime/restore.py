@@ -10,6 +10,7 @@ from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime.checkpoint import CheckpointManager
+from kdad_dist.runtime.together import shared
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +33,7 @@ def restore(config: RunConfig) -> Trained:
     Raises:
         CheckpointError: the run holds no sound checkpoint, or another teacher's.
     """
-    method = build_method(config)
+    method = shared(lambda: build_method(config))
     finder = CheckpointManager(config.directory / "checkpoints", keep=1, identity={})
     path, rule = choose(finder, config.score.checkpoint)
     # The student may score other data than it was trained on, but only beside its own teacher.

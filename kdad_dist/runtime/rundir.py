@@ -1,8 +1,10 @@
 """The directory of a run: who may use it, and for which configuration."""
 
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from kdad_dist.config import RunConfig, changed_keys, dump, load_run
 from kdad_dist.errors import ConfigError
@@ -10,6 +12,7 @@ from kdad_dist.runtime import environment, files
 from kdad_dist.runtime.preemption import PREEMPT_FILE
 
 log = logging.getLogger(__name__)
+CONFIG_FILE = "config.yaml"
 
 
 def refuse_changes(config: RunConfig) -> None:
@@ -19,7 +22,7 @@ def refuse_changes(config: RunConfig) -> None:
         ConfigError: naming the keys that differ.
     """
     run = config.directory
-    if not (run / "config.yaml").is_file():
+    if not (run / CONFIG_FILE).is_file():
         return
     changes = changed_keys(load_run(run), config)
     if not changes:
@@ -35,7 +38,7 @@ def refuse_changes(config: RunConfig) -> None:
 
 @contextmanager
 def claimed(config: RunConfig) -> Iterator[None]:
-    """Makes the directory, keeps other processes out of it, and notes what runs in it.
+    """Makes the directory and keeps other processes out of it; a new one that nothing came of goes.
 
     Raises:
         DataError: the directory cannot be written, now or later.
@@ -43,9 +46,35 @@ def claimed(config: RunConfig) -> Iterator[None]:
     """
     run = config.directory
     with files.writing(run):
+        is_new = not run.exists()
         run.mkdir(parents=True, exist_ok=True)
         with files.exclusive(run):
-            (run / PREEMPT_FILE).unlink(missing_ok=True)
-            files.write_text(run / "config.yaml", dump(config))
-            files.write_json(run / "environment.json", environment.describe())
-            yield
+            try:
+                (run / PREEMPT_FILE).unlink(missing_ok=True)
+                yield
+            finally:
+                if is_new and not (run / CONFIG_FILE).exists():
+                    shutil.rmtree(run)
+
+
+def note(config: RunConfig) -> None:
+    """Writes down what runs here, once it is known that it can: a mistake must not bind the next
+    attempt to itself.
+    """
+    files.write_text(config.directory / CONFIG_FILE, dump(config))
+    files.write_json(config.directory / "environment.json", environment.describe())
+
+
+def metrics_file(config: RunConfig) -> Path:
+    """Where scoring writes what it measures."""
+    return config.directory / f"metrics{suffix(config)}.json"
+
+
+def scores_folder(config: RunConfig) -> Path:
+    """Where scoring writes scores, curves, maps and examples."""
+    return config.directory / f"scores{suffix(config)}"
+
+
+def suffix(config: RunConfig) -> str:
+    """What `score.checkpoint=last` adds to the names of its results."""
+    return "" if config.score.checkpoint == "best" else "-last"

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,15 +13,22 @@ import torch
 import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    InitProcessGroupKwargs,
+    parse_flag_from_env,
+)
 from torch import Tensor
 
-from kdad_dist.errors import ConfigError
+from kdad_dist.errors import ConfigError, PeerLost
 from kdad_dist.runtime import launch
+from kdad_dist.runtime.together import lost_peer
 
 log = logging.getLogger(__name__)
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a process that does not come, a slow cache filling included."""
+GRACE = 2.0
+"""Seconds that a process outlives the one it lost: a launcher takes the exit code of the first."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +61,34 @@ def start(precision: str = "no", wandb: bool = False) -> Iterator[Session]:
     Raises:
         UsageError: the launcher started something else than it was asked for.
         ConfigError: the precision does not exist on this device.
+        PeerLost: another process ended.
     """
-    on_cpu = not torch.cuda.is_available() or os.environ.get("ACCELERATE_USE_CPU") == "true"
+    session = join(precision, wandb)
+    try:
+        yield session
+        # Not after an error: the other processes may never come to this barrier.
+        if dist.is_initialized():
+            dist.barrier()
+            dist.destroy_process_group()
+    except RuntimeError as error:
+        if not lost_peer(error):
+            raise
+        time.sleep(GRACE)
+        raise PeerLost(
+            f"process {session.rank} of {session.world} lost another one, which ended or did not "
+            f"answer for {TIMEOUT}",
+            "see what that one said, or whether the system killed it (out of memory?)",
+        ) from None
+    finally:
+        # accelerate keeps its state for the life of the process; the next session, of another
+        # precision perhaps, must begin afresh.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+
+
+def join(precision: str, wandb: bool) -> Session:
+    """The session of this process, once it is clear that the launch is what was asked for."""
+    on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     if on_cpu and precision == "fp16":
         raise ConfigError(
             "precision is fp16, which needs a GPU, and this process runs on the CPU",
@@ -90,17 +124,7 @@ def start(precision: str = "no", wandb: bool = False) -> Iterator[Session]:
         session.device,
         precision,
     )
-    try:
-        yield session
-        # Not after an error: the other processes may never come to this barrier.
-        if dist.is_initialized():
-            dist.barrier()
-            dist.destroy_process_group()
-    finally:
-        # accelerate keeps its state for the life of the process; the next session, of another
-        # precision perhaps, must begin afresh.
-        AcceleratorState._reset_state(reset_partial_state=True)
-        GradientState._reset_state()
+    return session
 
 
 def free_cores(session: Session) -> int:

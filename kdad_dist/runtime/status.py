@@ -1,5 +1,6 @@
 """`status.json`: the outcome of a run, for scripts; launchers turn every failure into code 1."""
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,10 +8,13 @@ from pathlib import Path
 
 from kdad_dist.errors import Preempted
 from kdad_dist.runtime import files
+from kdad_dist.runtime.together import lost_peer
 
 
 class Status:
-    """Writes `{state, step, steps, updated, reason}`; only the main process does."""
+    """Writes `{state, step, steps, updated, reason}`; only the main process does, but for failures,
+    of which the others may know more.
+    """
 
     def __init__(self, run: Path, steps: int, writes: bool) -> None:
         self.path, self.steps, self.writes, self.step = run / "status.json", steps, writes, 0
@@ -39,6 +43,17 @@ class Status:
             self.write("preempted", error.problem)
             raise
         except BaseException as error:
-            self.write("failed", f"{type(error).__name__}: {error}")
+            self._fail(error)
             raise
         self.write("finished")
+
+    def _fail(self, error: BaseException) -> None:
+        """Notes a failure; who only lost another process leaves that one's word in place."""
+        if lost_peer(error) and (not self.writes or self._state() == "failed"):
+            return
+        self.writes = True
+        interrupted = isinstance(error, KeyboardInterrupt)
+        self.write("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
+
+    def _state(self) -> str:
+        return json.loads(self.path.read_bytes())["state"]

@@ -12,7 +12,7 @@ from typing import Any, TypeVar, cast
 import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
-from kdad_dist.errors import CheckpointError
+from kdad_dist.errors import CheckpointError, KdadError
 
 T = TypeVar("T")
 
@@ -31,22 +31,54 @@ def on_main(done: str, path: Path, work: Callable[[], T]) -> T:
 
 
 def together(done: str, path: Path, work: Callable[[], T]) -> list[T]:
-    """What `work` returned in each process, by rank; the failure of one is the error of all."""
-    result, failure, cause = None, None, None
+    """As `shared`, for work on checkpoints: every failure becomes a CheckpointError."""
+
+    def described() -> T:
+        try:
+            return work()
+        except CheckpointError:
+            raise
+        except (Exception, CheckpointException) as error:
+            raise CheckpointError(*_describe(error, done, path)) from error
+
+    return gathered(shared(described))
+
+
+def shared(work: Callable[[], T]) -> T:
+    """What `work` returned in this process; a KdadError of one process is the error of all.
+
+    `work` must not talk to other processes itself, unless it fails on all of them or none.
+    """
+    result, failure = None, None
     try:
         result = work()
-    except CheckpointError as error:
-        failure, cause = (error.problem, error.remedy), error
-    except (Exception, CheckpointException) as error:  # noqa: BLE001 - raised again below
-        failure, cause = _describe(error, done, path), error
-    outcomes: list[Any] = [(result, failure)]
-    if processes() > 1:
-        outcomes = [None] * processes()
-        dist.all_gather_object(outcomes, (result, failure))
-    for _, failed in outcomes:
+    except KdadError as error:
+        failure = error
+    said = (type(failure), failure.problem, failure.remedy) if failure else None
+    for failed in gathered(said):
         if failed:
-            raise CheckpointError(*failed) from cause
-    return [outcome for outcome, _ in outcomes]
+            kind, problem, remedy = failed
+            error = kind(problem, remedy)
+            error.shared = True
+            raise error from failure
+    return cast(T, result)
+
+
+def gathered(value: T) -> list[T]:
+    """The values of all processes, by rank, on each of them."""
+    if processes() == 1:
+        return [value]
+    values: list[Any] = [None] * processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def lost_peer(error: BaseException) -> bool:
+    """Whether an error only says that another process ended or does not answer."""
+    # gloo raises plain RuntimeErrors that name its source files.
+    return isinstance(error, dist.DistError) or (
+        isinstance(error, RuntimeError) and "/gloo/" in str(error)
+    )
 
 
 def _describe(error: BaseException, done: str, path: Path) -> tuple[str, str]:
