@@ -26,9 +26,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 # YAML 1.1 reads an unquoted `no` as false.
-Precision = Annotated[
-    Literal["no", "bf16", "fp16"], BeforeValidator(lambda v: "no" if v is False else v)
-]
+NO = BeforeValidator(lambda v: "no" if v is False else v)
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -116,7 +114,7 @@ class TrainConfig:
     micro_batch_size: Positive | None = None
     """Images per process and forward pass; smaller than its share of a batch: gradients are
     accumulated."""
-    precision: Precision = "no"
+    precision: Annotated[Literal["no", "bf16", "fp16"], NO] = "no"
     compile: bool = False
     validate_every: Positive = 1
     """Epochs between two measurements of the loss on the held-out normal images."""
@@ -160,7 +158,7 @@ class ScoreConfig:
     """Quantile of the held-out normal images' scores above which an image is called anomalous."""
     batch_size: Positive = 16
     """Images per unit of work. Scores depend on it in the last bits, never on the processes."""
-    precision: Precision = "no"
+    precision: Annotated[Literal["no", "bf16"], NO] = "no"
     synthetic: bool = False
     """Also measure held-out normal images against themselves with synthetic defects: the figure
     to choose by, where something must be chosen."""
