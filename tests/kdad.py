@@ -100,9 +100,9 @@ def as_nobody() -> None:
         os.setuid(65534)
 
 
-def with_small_disk() -> None:
-    """No file may become larger than 20 kB, which stands in for a full disk; for `first`."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+def limit_files(size: int) -> None:
+    """No file may become larger, in bytes, which stands in for a full disk; for `first`."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
 def _rank(

@@ -28,7 +28,7 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))  # file names need not be UTF-8
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -45,8 +45,9 @@ def writing(directory: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        reason = error.strerror or f"{error} (is the disk full?)"  # as numpy puts it
         raise DataError(
-            f"{error.filename or directory} cannot be written: {error.strerror or error}",
+            f"{error.filename or directory} cannot be written: {reason}",
             f"give {directory} room and permission, or choose another place; then start again",
         ) from error
 
