@@ -126,12 +126,13 @@ def predict(config: RunConfig, patterns: Sequence[str], out: Path | None = None)
             trained = restore(config)
             method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
             index = shared(lambda: Index.read(config.data.shards))
+            threshold = shared(lambda: read_threshold(config, trained))
             predictor = Predictor(
                 config,
                 Detector(method, config.score),
                 Fit(config.data.image_size, None, index.resize),
                 here.device,
-                read_threshold(config, trained),
+                threshold,
                 partial,
                 unique_names(paths),
             )
@@ -202,15 +203,26 @@ def read(path: Path) -> bytes:
 
 
 def read_threshold(config: RunConfig, trained: Trained) -> dict[str, Any]:
-    """The thresholds that scoring the test split found; unknown where it has not run like this."""
+    """The thresholds that scoring the test split found; unknown where it has not run like this.
+
+    Raises:
+        DataError: the file that should say so is damaged.
+    """
     path = metrics_file(config)
     missing = f"{path} is not there"
     if path.is_file():
-        metrics = json.loads(path.read_text(encoding="utf-8"))
-        found = [metrics["provenance"].get(name) for name in ("checkpoint_step", "readout")]
+        try:
+            metrics = json.loads(path.read_text(encoding="utf-8"))
+            limits, origin = metrics["threshold"], metrics["provenance"]
+            found = [origin.get(name) for name in ("checkpoint_step", "readout")]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+            raise DataError(
+                f"{path} is not what `kdad score` writes: {error}",
+                f"run `kdad score {config.directory}` again",
+            ) from None
         wanted = [trained.step, readout_of(config.score)]
         if found == wanted:
-            return metrics["threshold"]
+            return limits
         missing = "{} is of step {}, {}; this is step {}, {}".format(path, *found, *wanted)
     log.warning(
         "no threshold, so there are scores but no labels, masks or boxes: %s; for a threshold, run "
