@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from kdad_dist.config import load, recipes_directory
+from kdad_dist.config import load
 from kdad_dist.demo_images import CATEGORY, DEFECTS, SIDE, Example, examples
 from kdad_dist.errors import KdadError, Preempted, UsageError
 from kdad_dist.metrics.evaluation import Evaluation
@@ -46,6 +46,10 @@ class Place:
         return self.root / "shards"
 
     @property
+    def teacher(self) -> Path:
+        return self.root / "teacher.safetensors"
+
+    @property
     def run(self) -> Path:
         return self.root / "run"
 
@@ -62,7 +66,7 @@ def demo(out: Path, seed: int) -> None:
         KdadError: one of the commands failed; its own message stands above.
     """
     started = time.monotonic()
-    place = Place(out)
+    place, recipe = Place(out), load("demo")
     claim(out, seed)
     say(f"1/4  Drawing {TRAIN + GOOD + len(DEFECTS) * DEFECTIVE} photographs of woven cloth")
     data = list(examples(seed, TRAIN, GOOD, DEFECTIVE))
@@ -70,13 +74,17 @@ def demo(out: Path, seed: int) -> None:
     say("2/4  Packing them into shards")
     kdad("pack", place.photos, place.shards, "--size", SIDE)
     say(f"3/4  Training a student on sound cloth only, with {PROCESSES} processes on the CPU")
+    # torch is imported here, after the first messages: it takes some seconds.
+    from kdad_dist.demo_teacher import write_teacher
+
+    train = np.stack([example.image for example in data if example.split == "train"])
+    write_teacher(place.teacher, recipe.method.teacher, train)
     kdad("train", "demo", *overrides(place, seed), launch=True, shown=True)
     say("4/4  Scoring, and writing the report")
     kdad("score", place.run, launch=True)
     kdad("report", place.run)
     metrics = json.loads((place.run / "metrics.json").read_text(encoding="utf-8"))
-    sigma = load("demo").score.smooth_sigma
-    say(f"\n{table(metrics, z_score(data, sigma))}\n")
+    say(f"\n{table(metrics, z_score(data, recipe.score.smooth_sigma))}\n")
     say(f"{time.monotonic() - started:.0f} seconds. {AFTER.format(report=page(place.run))}")
 
 
@@ -150,11 +158,10 @@ def save(path: Path, image: NDArray[np.uint8]) -> None:
 
 def overrides(place: Place, seed: int) -> list[str]:
     """What the recipe `demo` cannot know."""
-    teacher = recipes_directory() / "demo_teacher.safetensors"
     values = {
         "data.shards": str(place.shards),
         "output": str(place.run),
-        "method.teacher.weights": str(teacher),
+        "method.teacher.weights": str(place.teacher),
     }
     return [f"seed={seed}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
 

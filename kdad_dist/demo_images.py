@@ -101,8 +101,8 @@ def new_scene(rng: Generator) -> Scene:
     side = SIDE * OVERSAMPLING
     axis = (np.arange(side, dtype=np.float32) + 0.5) * (2 / side) - 1
     y, x = np.meshgrid(axis, axis, indexing="ij")
-    angle = rng.uniform(-0.06, 0.06)
-    scale = rng.uniform(0.97, 1.03)
+    angle = rng.uniform(-0.03, 0.03)
+    scale = rng.uniform(0.985, 1.015)
     x, y = x / scale, y / scale
     u = (np.cos(angle) * x + np.sin(angle) * y).astype(np.float32)
     v = (np.cos(angle) * y - np.sin(angle) * x).astype(np.float32)
@@ -146,7 +146,7 @@ def photograph(scene: Scene, rng: Generator) -> NDArray[np.uint8]:
     image += scene.overlay[..., None] * (plain - image)
     towards = rng.uniform(0, 2 * np.pi)
     light = np.cos(towards) * scene.u + np.sin(towards) * scene.v
-    image *= (rng.uniform(0.95, 1.05) * (1 + rng.uniform(0.02, 0.1) * light))[..., None]
+    image *= (rng.uniform(0.95, 1.05) * (1 + rng.uniform(0.02, 0.10) * light))[..., None]
     image = image.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING, 3).mean((1, 3))
     image += rng.normal(0, 0.008, image.shape)
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -157,15 +157,15 @@ def photograph(scene: Scene, rng: Generator) -> NDArray[np.uint8]:
 
 def cut(scene: Scene, rng: Generator) -> Plane:
     """A thin, jagged, dark line, no darker than the gaps between threads."""
-    line = _line(scene, rng, length=rng.uniform(0.5, 0.8), jag=0.35, width=5)
-    scene.overlay, scene.overlay_shade = line * 0.9, 0.58
+    line = _line(scene, rng, length=rng.uniform(0.5, 0.8), jag=0.35, width=6)
+    scene.overlay, scene.overlay_shade = line * 0.95, 0.45
     return line
 
 
 def stray_thread(scene: Scene, rng: Generator) -> Plane:
     """A thread that lies across the others in a bow, as bright as they are."""
-    line = _line(scene, rng, length=rng.uniform(0.6, 1.0), jag=0.07, width=6)
-    scene.overlay, scene.overlay_shade = line, 1.3
+    line = _line(scene, rng, length=rng.uniform(0.6, 1.0), jag=0.07, width=7)
+    scene.overlay, scene.overlay_shade = line, 1.4
     return line
 
 
@@ -187,7 +187,7 @@ def stain(scene: Scene, rng: Generator) -> Plane:
     """A faint, dry stain with a darker rim."""
     blob = _blob(scene, rng, rng.uniform(0.15, 0.22))
     rim = ndimage.gaussian_gradient_magnitude(blob, 2.5)
-    depth = 0.15 * blob + 0.2 * rim / max(float(rim.max()), 1e-6)
+    depth = 0.25 * blob + 0.2 * rim / max(float(rim.max()), 1e-6)
     scene.tint = scene.tint * (1 - depth[..., None] * np.array([0.7, 1.0, 1.3], np.float32))
     return blob
 
@@ -198,8 +198,8 @@ def slack(scene: Scene, rng: Generator) -> Plane:
     size = rng.uniform(0.15, 0.2)
     bulge = np.exp(-((scene.u - u) ** 2 + (scene.v - v) ** 2) / size**2).astype(np.float32)
     angle = rng.uniform(0, 2 * np.pi)
-    scene.weave_u = scene.weave_u + np.float32(np.cos(angle) * 1.2 * THREAD) * bulge
-    scene.weave_v = scene.weave_v + np.float32(np.sin(angle) * 1.2 * THREAD) * bulge
+    scene.weave_u = scene.weave_u + np.float32(np.cos(angle) * 1.8 * THREAD) * bulge
+    scene.weave_v = scene.weave_v + np.float32(np.sin(angle) * 1.8 * THREAD) * bulge
     return (bulge > 0.3).astype(np.float32)
 
 
