@@ -174,11 +174,9 @@ def report(run: Run) -> None:
 def export(
     run: Run,
     overrides: Overrides = None,
-    format: Annotated[str, typer.Option(help="safetensors")] = "safetensors",
+    format: Annotated[Format, typer.Option(help="Kind of file.")] = Format.SAFETENSORS,
 ) -> None:
     """Write the student's weights to one file, checked against the checkpoint."""
-    if format != "safetensors":
-        raise UsageError(f"there is no export format {format!r}", "use --format safetensors")
     from kdad_dist.config import load_run
     from kdad_dist.export import export as export_run
 

@@ -1,6 +1,6 @@
 """One file with the student's weights, the same bytes for the same weights."""
 
-import json
+import hashlib
 from pathlib import Path
 
 import torch
@@ -15,7 +15,8 @@ from kdad_dist.runtime.restore import restore
 def export(config: RunConfig) -> tuple[Path, float]:
     """Writes `export/student.safetensors` below the run, from the chosen checkpoint.
 
-    Its metadata names the run's method, teacher and step; `train.init_from` reads it.
+    Nothing but the weights stands in it; `manifest.json` beside it says where they come from.
+    `train.init_from` reads it.
 
     Returns:
         The file, and the largest difference of a weight read back from it (0 in any sound case).
@@ -25,18 +26,27 @@ def export(config: RunConfig) -> tuple[Path, float]:
         name: tensor.detach().cpu().contiguous()
         for name, tensor in trained.method.student.state_dict().items()
     }
-    metadata = {
-        "format": "pt",
-        "method": json.dumps(plain(config)["method"], sort_keys=True),
-        "config_digest": digest(config),
-        "step": str(trained.step),
-    }
+    content = save(tensors, {"format": "pt"})
     folder = config.directory / "export"
     path = folder / "student.safetensors"
     with files.writing(folder):
         folder.mkdir(exist_ok=True)
-        files.write_bytes(path, save(tensors, metadata))
-    return path, parity(tensors, path)
+        files.write_bytes(path, content)
+        difference = parity(tensors, path)
+        files.write_json(
+            folder / "manifest.json",
+            {
+                "file": path.name,
+                "bytes": len(content),
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "method": plain(config)["method"],
+                "config_digest": digest(config),
+                "checkpoint_step": trained.step,
+                "checkpoint_rule": trained.rule,
+                "largest_difference": difference,
+            },
+        )
+    return path, difference
 
 
 def parity(tensors: dict[str, torch.Tensor], path: Path) -> float:

@@ -1,5 +1,6 @@
 """Training as a whole: parallel equals serial, killed equals undisturbed, and every refusal."""
 
+import hashlib
 import json
 import os
 import random
@@ -126,8 +127,13 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_message(config, undisturbed)
 def test_the_same_weights_export_to_the_same_bytes_and_read_back(undisturbed):
     first, second = weights(undisturbed[1]), weights(undisturbed[1])
     assert first == second
-    tensors = load_file(undisturbed[1] / "export/student.safetensors")
-    assert all(tensor.size for tensor in tensors.values())
+    file = undisturbed[1] / "export/student.safetensors"
+    assert all(tensor.size for tensor in load_file(file).values())
+    manifest = json.loads((file.parent / "manifest.json").read_text())
+    assert manifest["sha256"] == hashlib.sha256(first).hexdigest()
+    assert manifest["bytes"] == len(first)
+    assert manifest["largest_difference"] == 0
+    assert manifest["checkpoint_step"] == 24
 
 
 def test_the_best_checkpoint_is_kept_beside_the_newest(undisturbed):
