@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import secrets
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,9 @@ class Tracker:
         """Records one line; `metrics["step"]` says where it belongs."""
         if self.file is None:
             return
-        self.file.write(json.dumps(metrics) + "\n")
+        # JSON has no infinity: under fp16 the norm of a gradient may well be one.
+        finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
+        self.file.write(json.dumps(finite, allow_nan=False) + "\n")
         if self.wandb:
             values: dict[str, Any] = {k: v for k, v in metrics.items() if k != "step"}
             self.session.accelerator.log(values, step=int(metrics["step"]))
