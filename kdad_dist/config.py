@@ -193,7 +193,10 @@ class RunConfig:
 
 FREE_TO_CHANGE = ("name", "output", "checkpoint", "score", "track")
 """Sections that do not change what is trained."""
-FREE_TRAIN_KEYS = ("log_every", "check_every", "max_time", "changed_config")
+FREE_KEYS = {
+    "data": ("cache",),
+    "train": ("log_every", "check_every", "max_time", "changed_config"),
+}
 
 
 def recipes_directory() -> Path:
@@ -285,8 +288,9 @@ def trained_with(config: RunConfig) -> dict[str, Any]:
     values = plain(config)
     for section in FREE_TO_CHANGE:
         values.pop(section)
-    for key in FREE_TRAIN_KEYS:
-        values["train"].pop(key)
+    for section, keys in FREE_KEYS.items():
+        for key in keys:
+            values[section].pop(key)
     return dict(flatten(values))
 
 
