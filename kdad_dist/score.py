@@ -144,7 +144,7 @@ def run_units(scorer: Scorer, units: Sequence[Unit], partial: Path, here: Sessio
     with progress("scoring", images, "images", visible=here.is_main) as bar:
         for number, results in work(units, scorer, here):
             for place, result in enumerate(results):
-                account(result, test, synthetic)
+                account(result, test, synthetic if scorer.config.score.synthetic else None)
                 rows.append({"order": [number, place], **row(result)})
                 if result.kind == TEST and result.anomaly_map is not None:
                     write_map(
@@ -157,11 +157,14 @@ def run_units(scorer: Scorer, units: Sequence[Unit], partial: Path, here: Sessio
     files.write_json(partial / f"{name}_rows.json", rows)
 
 
-def account(result: Scored, test: Evaluation, synthetic: Evaluation) -> None:
+def account(result: Scored, test: Evaluation, synthetic: Evaluation | None) -> None:
+    """Measures a result; held-out images only where they are compared with synthetic defects."""
     sample, measured = result.sample, (result.pred_score, result.anomaly_map, result.gt_mask)
     if result.kind == TEST:
         assert sample.gt_label is not None
         test.update(sample.key, sample.category, sample.defect_type, sample.gt_label, *measured)
+    elif synthetic is None:
+        return
     elif result.kind == VAL:
         synthetic.update(sample.key, sample.category, None, 0, *measured)
     else:

@@ -166,9 +166,30 @@ def test_a_folder_that_holds_something_else_is_not_overwritten(folder, tmp_path)
     (tmp_path / "out").mkdir()
     (tmp_path / "out/precious").touch()
     words = ["--images", image, "--out", tmp_path / "out"]
-    outcome = kdad("score", folder / "resnet", *words)
-    assert outcome.codes == [1]
-    assert (tmp_path / "out/precious").exists()
+    for first in (None, "predictions.csv"):  # nor where a table of ours lies beside it
+        if first:
+            (tmp_path / "out" / first).touch()
+        outcome = kdad("score", folder / "resnet", *words)
+        assert outcome.codes == [1]
+        assert (tmp_path / "out/precious").exists()
+
+
+def test_an_empty_folder_may_be_filled(folder, tmp_path):
+    image = save_image(tmp_path / "new.png", texture(1))
+    (tmp_path / "out").mkdir()
+    succeeds("score", folder / "resnet", "--images", image, "--out", tmp_path / "out")
+    assert (tmp_path / "out/predictions.csv").is_file()
+
+
+def test_a_threshold_of_other_scores_is_not_used(folder, tmp_path):
+    run = shutil.copytree(folder / "resnet", tmp_path / "run")
+    succeeds("score", run)
+    image = save_image(tmp_path / "new.png", texture(1))
+    for words, label in ((["score.batch_size=2"], True), (["score.smooth_sigma=0"], False)):
+        outcome = succeeds("score", run, *words, "--images", image)
+        [row] = csv.DictReader((run / "predictions/predictions.csv").open())
+        assert bool(row["pred_label"]) == bool(row["mask"]) == label
+        assert ("no threshold" in outcome.text) != label
 
 
 @pytest.mark.parametrize("words", [["score"], ["export"], ["report"]])
