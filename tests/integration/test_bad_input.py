@@ -481,21 +481,22 @@ def test_a_cache_without_room_names_the_ways_out(config, tmp_path):
     refused(outcome, "MiB in", "KDAD_CACHE", "data.cache=none")
 
 
-@pytest.mark.parametrize("words", [["train"], ["score"], ["predict"], ["export"], ["report"]])
-@pytest.mark.parametrize("name", ["config.yaml", "metrics.json"])
-def test_a_damaged_file_of_a_run_is_named(run, config, tmp_path, name, words):
-    if name == "metrics.json" and words[0] not in {"predict", "report"}:
-        return  # does not read it
+@pytest.mark.parametrize(
+    ("name", "verb"),
+    [
+        *(("config.yaml", verb) for verb in ("train", "score", "export", "report")),
+        *(("metrics.json", verb) for verb in ("predict", "report")),
+    ],
+)
+def test_a_damaged_file_of_a_run_is_named(run, config, tmp_path, name, verb):
     copy = shutil.copytree(run, tmp_path / "run")
     (copy / name).write_text('{"threshold": ')
-    image = save_image(tmp_path / "a.png", texture(1))
     words = {
         "train": ["train", config, f"output={copy}"],
-        "predict": ["score", copy, "--images", image],
-    }.get(words[0], [words[0], copy])
-    outcome = kdad(*words)
-    refused(outcome, str(copy / name), code=outcome.codes[0])
-    assert outcome.codes[0] in {1, 2}
+        "predict": ["score", copy, "--images", save_image(tmp_path / "a.png", texture(1))],
+    }.get(verb, [verb, copy])
+    code = 2 if name == "config.yaml" and verb != "report" else 1
+    refused(kdad(*words, processes=1), str(copy / name), code=code)
 
 
 # ---- Ctrl-C --------------------------------------------------------------------------------------
@@ -536,3 +537,12 @@ def test_an_interrupted_training_says_so_and_goes_on(config, tmp_path, processes
     more = [f"train.steps={step + 2}", "train.changed_config=accept"]
     outcome = succeeds(*words, *more, processes=processes)
     assert "going on from step" in outcome.text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_interrupted_scoring_leaves_what_was_there(run, tmp_path, processes):
+    copy = shutil.copytree(run, tmp_path / "run")
+    before = contents(copy)
+    launched = Launched(["score", copy], processes)
+    interrupted(interrupt(launched, (copy / "scores.partial").exists))
+    assert contents(copy) == before
