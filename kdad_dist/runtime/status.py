@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdad_dist.errors import Preempted
@@ -53,7 +53,9 @@ class Status:
             return
         self.writes = True
         interrupted = isinstance(error, KeyboardInterrupt)
-        self.write("failed", "interrupted" if interrupted else f"{type(error).__name__}: {error}")
+        reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+        with suppress(OSError):  # the disk may be full, which must not hide the error itself
+            self.write("failed", reason)
 
     def _state(self) -> str:
         return json.loads(self.path.read_bytes())["state"]

@@ -1,0 +1,49 @@
+"""The outcome of a run, as scripts read it."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from kdad_dist.errors import CheckpointError, Preempted
+from kdad_dist.runtime.status import Status
+
+
+def state(run: Path) -> tuple[str, str | None]:
+    found = json.loads((run / "status.json").read_text())
+    return found["state"], found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (None, ("finished", None)),
+        (Preempted("asked to stop", "go on"), ("preempted", "asked to stop")),
+        (KeyboardInterrupt(), ("failed", "interrupted")),
+        (RuntimeError("odd"), ("failed", "RuntimeError: odd")),
+    ],
+)
+def test_every_end_is_noted(tmp_path, error, said):
+    try:
+        with Status(tmp_path, 3, writes=True).outcome():
+            assert state(tmp_path) == ("running", None)
+            if error:
+                raise error
+    except BaseException as caught:
+        assert caught is error
+    assert state(tmp_path) == said
+
+
+@pytest.mark.parametrize("writes", [True, False])
+def test_a_full_disk_does_not_hide_the_error_that_it_caused(tmp_path, monkeypatch, writes):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with (
+        pytest.raises(CheckpointError, match="cannot be written"),
+        Status(tmp_path, 3, writes).outcome(),
+    ):
+        monkeypatch.setattr(os, "fsync", full)
+        raise CheckpointError("the checkpoint cannot be written", "make room")
+    assert not list(tmp_path.glob(".*"))
