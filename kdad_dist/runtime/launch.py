@@ -123,6 +123,21 @@ def check(world: int, wrapper: str) -> None:
             )
 
 
+def check_precision(precision: str) -> None:
+    """Refuses a precision that the launcher was given and that the configuration overrules.
+
+    Raises:
+        UsageError: the launcher asks for another one than `train.precision`.
+    """
+    asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if asked not in {"no", precision}:
+        raise UsageError(
+            f"the launcher asks for {asked} (--mixed_precision, or its config file), but "
+            f"train.precision is {precision}, and that decides",
+            f"set train.precision={asked}, or launch with --mixed_precision no",
+        )
+
+
 def check_wrapper(student: nn.Module, world: int) -> None:
     """Refuses a student whose gradients would not be shared between the processes.
 

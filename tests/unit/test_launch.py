@@ -56,3 +56,12 @@ def test_an_unwrapped_student_among_several_processes_is_refused():
     launch.check_wrapper(torch.nn.Linear(2, 2), 1)
     with pytest.raises(UsageError, match="plain Linear"):
         launch.check_wrapper(torch.nn.Linear(2, 2), 2)
+
+
+def test_a_precision_that_would_be_dropped_in_silence_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    launch.check_precision("bf16")
+    with pytest.raises(UsageError, match=r"asks for bf16.*train\.precision is no"):
+        launch.check_precision("no")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    launch.check_precision("bf16")
