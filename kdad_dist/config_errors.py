@@ -88,7 +88,8 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
     """One error that names every problem which pydantic found."""
     problems = []
     for item in error.errors():
-        location = tuple(part for part in item["loc"] if part != "")
+        # Where several kinds of value are allowed, pydantic puts the kind behind the path.
+        location = tuple(part for part in item["loc"] if part not in {"", "str", "list[str]"})
         problems.append(f"  {source.place(location)}: {_sentence(location, item, root)}")
     unique = list(dict.fromkeys(problems))
     count = "1 problem" if len(unique) == 1 else f"{len(unique)} problems"

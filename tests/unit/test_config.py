@@ -104,7 +104,13 @@ def test_the_resolved_configuration_reads_back_as_itself(tmp_path):
 def test_changed_keys_names_what_trains_otherwise_and_nothing_else(tmp_path):
     path = write(tmp_path, GOOD)
     config = load(path)
-    assert changed_keys(config, load(path, ["output=x", "checkpoint.keep=9", "score.topk=3"])) == []
+    free = ["output=x", "checkpoint.keep=9", "score.topk=3", "data.cache=none", "train.max_time=1"]
+    assert changed_keys(config, load(path, free)) == []
     [change] = changed_keys(config, load(path, ["optim.lr=0.1"]))
     assert change == "optim.lr: 0.4 in the run, 0.1 now"
     assert digest(config) != digest(load(path, ["seed=1"]))
+
+
+def test_a_key_that_allows_several_kinds_is_named_by_its_own_path(tmp_path):
+    with pytest.raises(ConfigError, match="data.category: input should be a valid list, found 3"):
+        load(write(tmp_path, GOOD), ["data.category=3"])
