@@ -256,5 +256,6 @@ def verify(
     for fault in faults:
         say(fault)
     if faults:
-        raise DataError(f"{shards} has {len(faults)} faults", "copy it again, or pack it again")
+        number = "one fault" if len(faults) == 1 else f"{len(faults)} faults"
+        raise DataError(f"{shards} has {number}", "copy it again, or pack it again")
     say(f"{shards} is sound")
