@@ -225,7 +225,7 @@ def test_a_full_disk_stops_a_pack_which_then_goes_on(tmp_path):
 
 def test_what_a_user_may_not_read_or_write_is_named(open_folder):
     root = make_mvtec(open_folder / "in")
-    (open_folder / "closed").mkdir(mode=0o755)
+    (open_folder / "closed").mkdir(mode=0o555)
     outcome = kdad("pack", root, open_folder / "closed/out", first=as_nobody)
     refused(outcome, "closed/out", "Permission denied")
     succeeds("pack", root, open_folder / "out", "--size", 32)
@@ -240,6 +240,7 @@ def test_what_a_user_may_not_read_or_write_is_named(open_folder):
     root.chmod(0)
     outcome = kdad("pack", root, open_folder / "new", first=as_nobody)
     refused(outcome, str(root), "make it readable")
+    root.chmod(0o755)
 
 
 # ---- shards --------------------------------------------------------------------------------------
@@ -443,9 +444,15 @@ def test_a_run_that_may_not_be_written_is_named(run, config, open_folder, verb, 
     if verb == "train":
         words += [f"data.shards={shards}", "train.changed_config=accept"]
     before = contents(copy)
+    paths = [copy, *copy.rglob("*")]
+    modes = [path.stat().st_mode for path in paths]
+    for path, mode in zip(paths, modes, strict=True):
+        path.chmod(mode & 0o555)
     outcome = kdad(*words, processes=processes, first=as_nobody)
     refused(outcome, str(copy), "Permission denied")
     assert contents(copy) == before
+    for path, mode in zip(paths, modes, strict=True):
+        path.chmod(mode)  # so that the folder can be removed
 
 
 @pytest.mark.parametrize(
