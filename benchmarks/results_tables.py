@@ -54,14 +54,15 @@ def choices_table(path: Path, top: int) -> str:
     groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in json.loads(path.read_text()):
         layers = "+".join(map(str, row["layers"]))
-        key = f"{layers} | {row['combine']} | {row['sigma']:g} | {row['reduce']}"
+        key = f"{layers} | {row['combine']} | {row['sigma']:g}"
+        key += f" | {'yes' if row['standardise'] else 'no'} | {row['reduce']}"
         groups[key].append(row)
 
     def selection(rows: list[dict[str, Any]]) -> float:
         return mean(row["synthetic"]["image_auroc"] for row in rows)
 
     ranked = sorted(groups.items(), key=lambda item: selection(item[1]), reverse=True)
-    titles = ["layers", "combine", "sigma", "score", "synthetic image AUROC"]
+    titles = ["layers", "combine", "sigma", "standardise", "score", "synthetic image AUROC"]
     rows = [[*titles, *(f"test {name}" for name in FIGURES.values())]]
     for key, found in ranked[:top] if top else ranked:
         chosen_by = spread([row["synthetic"]["image_auroc"] for row in found])

@@ -1,12 +1,11 @@
 """What each way of reading an STFPM run is worth: on synthetic defects, and on the test set.
 
-For every candidate (layers, how their maps are combined, smoothing, reduction to a score) this
-prints the AUROC of held-out normal images against themselves with synthetic defects, by which one
-may choose, and beside it the test figures, by which one may not. Candidates that need more than the
-configuration offers ("scaled": each layer divided by its mean over held-out normal images;
-"standardised": per position, by mean and deviation) are measured too.
+For every candidate (layers, how their maps are combined, smoothing, standardisation, reduction to a
+score) this writes the AUROC of held-out normal images against themselves with synthetic defects, by
+which one may choose, and beside it the test figures, by which one may not.
 
     python benchmarks/stfpm_choices.py RUN... --out choices.json
+    python benchmarks/results_tables.py --choices choices.json
 """
 
 import argparse
@@ -26,14 +25,14 @@ from kdad_dist.data.index import Index, Sample, Split
 from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.synthetic import synthetic_defect
-from kdad_dist.methods.readout import reduce, smooth
-from kdad_dist.methods.stfpm import Stfpm, combine, enlarge
+from kdad_dist.methods.readout import Moments, Standard, reduce, smooth
+from kdad_dist.methods.stfpm import Stfpm, combine
 from kdad_dist.metrics.evaluation import Evaluation
 from kdad_dist.runtime.restore import restore
 
 CPU = torch.device("cpu")
 UNIT = 16
-SIGMAS = (0.0, 2.0, 4.0, 8.0)
+SIGMAS = (0.0, 4.0)
 REDUCTIONS = {
     "max": ScoreConfig(reduce="max"),
     "top 100": ScoreConfig(reduce="topk", topk=100),
@@ -70,38 +69,23 @@ def measure(method: Stfpm, reader: ShardReader, samples: list[Sample], seed: int
     return Group(samples, [torch.cat(layer) for layer in zip(*maps, strict=True)], np.stack(masks))
 
 
-def combinations(count: int) -> Iterator[tuple[tuple[int, ...], str]]:
+def candidates(count: int) -> Iterator[tuple[tuple[int, ...], str, float, bool]]:
+    """Layers, combination, smoothing, standardisation."""
     for size in range(1, count + 1):
         for layers in itertools.combinations(range(count), size):
-            ways = ["product", "sum", "sum_per_area", "scaled", "standardised"]
-            yield from (
-                (layers, way) for way in (ways if size > 1 else ["product", "standardised"])
-            )
-
-
-def read_out(group: Group, normal: Group, layers: tuple[int, ...], way: str, size: int) -> Tensor:
-    """The combined maps of a group."""
-    chosen = [group.layers[i] for i in layers]
-    held_out = [normal.layers[i] for i in layers]
-    if way == "scaled":
-        chosen = [d / n.mean() for d, n in zip(chosen, held_out, strict=True)]
-    elif way == "standardised":
-        chosen = [
-            ((d - n.mean(0)) / (n.std(0) + 0.1 * n.std())).clamp_min(0)
-            for d, n in zip(chosen, held_out, strict=True)
-        ]
-    if way in {"scaled", "standardised"}:
-        return torch.stack([enlarge(d, size, size) for d in chosen]).mean(0)
-    return combine(chosen, way, size, size)
+            ways = ["product", "sum"] if size > 1 else ["product"]
+            yield from itertools.product([layers], ways, SIGMAS, [False, True])
 
 
 def evaluate(groups: dict[str, Group], size: int) -> Iterator[dict]:
     val, synthetic, test = groups["val"], groups["synthetic"], groups["test"]
-    for (layers, way), sigma in itertools.product(combinations(len(val.layers)), SIGMAS):
+    for layers, way, sigma, standardise in candidates(len(val.layers)):
         maps = {
-            name: smooth(read_out(group, val, layers, way, size), sigma)
+            name: smooth(combine([group.layers[i] for i in layers], way, size, size), sigma)
             for name, group in groups.items()
         }
+        if standardise:
+            maps = standardised(maps)
         pixels = {
             "synthetic": pixel_figures((val, maps["val"]), (synthetic, maps["synthetic"])),
             "test": pixel_figures((test, maps["test"])),
@@ -112,6 +96,7 @@ def evaluate(groups: dict[str, Group], size: int) -> Iterator[dict]:
                 "layers": [i + 1 for i in layers],
                 "combine": way,
                 "sigma": sigma,
+                "standardise": standardise,
                 "reduce": name,
                 "synthetic": {
                     "image_auroc": auroc(scores["val"], scores["synthetic"]),
@@ -123,6 +108,18 @@ def evaluate(groups: dict[str, Group], size: int) -> Iterator[dict]:
                     "defect_types": by_type(test, scores["test"]),
                 },
             }
+
+
+def standardised(maps: dict[str, Tensor]) -> dict[str, Tensor]:
+    """As scoring does: held-out images by the half that they are not in, test images by all."""
+    normal = maps["val"]
+    halves = [Standard.of([Moments.of(normal[1 - fold :: 2])]) for fold in (0, 1)]
+    result = {"test": Standard.of([Moments.of(normal)])(maps["test"])}
+    for name in ("val", "synthetic"):
+        result[name] = torch.empty_like(maps[name])
+        for fold, half in enumerate(halves):
+            result[name][fold::2] = half(maps[name][fold::2])
+    return result
 
 
 def auroc(good: np.ndarray, defective: np.ndarray) -> float:

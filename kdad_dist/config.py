@@ -68,8 +68,14 @@ class StfpmConfig:
     combine: Literal["product", "sum", "sum_per_area"] = "product"
     """How the layers' maps become one: their product (official), their sum, or their sum after
     division by each layer's number of positions (notebook)."""
+    read_layers: list[NonNegative] | None = None
+    """Layers whose maps are read, of those that are trained; all of them where not given."""
     cache_teacher: bool = False
     """Compute the teacher's features once, before training, and keep them in a file."""
+
+    def __post_init__(self) -> None:
+        if self.read_layers is not None and not set(self.read_layers) <= set(self.teacher.layers):
+            raise ValueError(f"read_layers must be of teacher.layers, {self.teacher.layers}")
 
 
 MethodConfig = StfpmConfig
@@ -154,6 +160,9 @@ class ScoreConfig:
     """Of the map's pixels, for `quantile`."""
     smooth_sigma: NonNegativeFloat = 4
     """Gaussian smoothing of the anomaly map, in pixels; 0: none."""
+    standardise: bool = False
+    """Subtract from each position of a map what held-out normal images have there, and divide by
+    their deviation."""
     threshold_quantile: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Quantile of the held-out normal images' scores above which an image is called anomalous."""
     batch_size: Positive = 16

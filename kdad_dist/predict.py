@@ -34,7 +34,7 @@ from kdad_dist.runtime import files, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
-from kdad_dist.runtime.restore import Trained, restore
+from kdad_dist.runtime.restore import Trained, load_standard, restore
 from kdad_dist.runtime.rundir import metrics_file
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.together import shared
@@ -129,7 +129,7 @@ def predict(config: RunConfig, patterns: Sequence[str], out: Path | None = None)
             threshold = shared(lambda: read_threshold(config, trained))
             predictor = Predictor(
                 config,
-                Detector(method, config.score),
+                Detector(method, config.score, shared(lambda: load_standard(config))),
                 Fit(config.data.image_size, None, index.resize),
                 here.device,
                 threshold,

@@ -5,7 +5,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,21 +19,23 @@ from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.synthetic import synthetic_defect
 from kdad_dist.errors import DataError
-from kdad_dist.methods.readout import Detector, readout_of
+from kdad_dist.methods.readout import Detector, Moments, Standard, readout_of
 from kdad_dist.metrics.evaluation import Evaluation
 from kdad_dist.metrics.image import rates
 from kdad_dist.runtime import environment, files, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
-from kdad_dist.runtime.restore import Trained, restore
+from kdad_dist.runtime.restore import Trained, restore, save_standard
 from kdad_dist.runtime.rundir import metrics_file, scores_folder
 from kdad_dist.runtime.session import Session
-from kdad_dist.runtime.together import shared
+from kdad_dist.runtime.together import gathered, shared
 from kdad_dist.score_examples import write_examples, write_map
 
 log = logging.getLogger(__name__)
 VAL, SYNTHETIC, TEST = "val", "synthetic", "test"
+FOLDS = (0, 1)
+NEW = -1
 
 
 class Unit(NamedTuple):
@@ -41,6 +43,8 @@ class Unit(NamedTuple):
 
     kind: str
     samples: Sequence[Sample]
+    fold: int = NEW
+    """Half of the held-out images that these belong to."""
 
 
 @dataclass(frozen=True)
@@ -59,14 +63,16 @@ class Scorer:
     """Reads, scores and keeps what one process needs to do so."""
 
     config: RunConfig
-    detector: Detector
+    detectors: Sequence[Detector]
+    """One, or (`score.standardise`) those for the folds of held-out images and one for new ones."""
     reader: ShardReader
     device: torch.device
 
     def __call__(self, unit: Unit) -> list[Scored]:
         pairs = [self.load(unit.kind, sample) for sample in unit.samples]
         pixels = torch.from_numpy(np.stack([image for image, _ in pairs])).permute(0, 3, 1, 2)
-        prediction = self.detector(to_float(pixels, self.device))
+        detector = self.detectors[unit.fold if len(self.detectors) > 1 else NEW]
+        prediction = detector(to_float(pixels, self.device))
         assert prediction.pred_score is not None
         scores = prediction.pred_score.tolist()
         maps = prediction.anomaly_map
@@ -103,8 +109,14 @@ def score(config: RunConfig) -> dict[str, Any]:
             trained = restore(config)
             method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
             reader = ShardReader(config.data.shards, config.data.image_size)
-            scorer = Scorer(config, Detector(method, config.score), reader, here.device)
+            scorer = Scorer(config, [Detector(method, config.score)], reader, here.device)
             started = time.monotonic()
+            if config.score.standardise:
+                standards = standards_of(scorer, units, here)
+                detectors = [Detector(method, config.score, standard) for standard in standards]
+                scorer = replace(scorer, detectors=detectors)
+                of_all = standards[NEW]
+                write(partial, lambda: save_standard(partial, of_all) if here.is_main else None)
             write(partial, lambda: run_units(scorer, units, partial, here))
             seconds = time.monotonic() - started
             origin = provenance(config, index, trained, units, seconds, here)
@@ -133,8 +145,46 @@ def plan(config: RunConfig) -> tuple[Index, list[Unit]]:
         )
     val = index.select(Split.VAL, *select)
     kinds = [VAL, SYNTHETIC] if config.score.synthetic else [VAL]
-    units = [Unit(kind, samples) for kind in kinds for samples in cut(val, largest)]
+    units = [
+        Unit(kind, samples, fold)
+        for kind in kinds
+        for fold in FOLDS
+        for samples in cut(val[fold :: len(FOLDS)], largest)
+    ]
     return index, units + [Unit(TEST, samples) for samples in cut(test, largest)]
+
+
+def standards_of(scorer: Scorer, units: Sequence[Unit], here: Session) -> list[Standard]:
+    """What maps of normal images look like, the same bits on every process.
+
+    The last one is of all held-out images, for images that are new. The first two are for the
+    held-out images themselves, each of the fold that they are not in: judged by their own mean they
+    would look more normal than new images do, and the threshold would be too low.
+
+    Raises:
+        DataError: fewer than two images are held out, or the method gives no maps.
+    """
+    held_out = [unit for unit in units if unit.kind == VAL]
+    if {unit.fold for unit in held_out} != set(FOLDS):
+        raise DataError(
+            "score.standardise compares with held-out normal images, and there are fewer than two",
+            "set score.standardise=false, or train with a larger data.val_fraction",
+        )
+
+    def moments() -> list[tuple[int, Moments]]:
+        found = []
+        for number, results in work(held_out, scorer, here):
+            maps = [result.anomaly_map for result in results if result.anomaly_map is not None]
+            if not maps:
+                raise DataError("the method gives no maps", "set score.standardise=false")
+            found.append((number, Moments.of(torch.from_numpy(np.stack(maps)))))
+        return found
+
+    parts = dict(part for share in gathered(shared(moments)) for part in share)
+    kept: list[list[Moments]] = [
+        [parts[i] for i, unit in enumerate(held_out) if unit.fold != fold] for fold in FOLDS
+    ]
+    return [Standard.of(part) for part in (*kept, [parts[i] for i in sorted(parts)])]
 
 
 def run_units(scorer: Scorer, units: Sequence[Unit], partial: Path, here: Session) -> None:

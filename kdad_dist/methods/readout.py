@@ -1,5 +1,9 @@
 """From a method's raw map to what is reported: smoothing, and the reduction to one score."""
 
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -8,14 +12,60 @@ from kdad_dist.config import ScoreConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.types import Prediction
 
+FLOOR = 0.1
+"""Share of the average deviation that is added to each position's: few normal images may all agree
+at a position by chance."""
+
+
+class Moments(NamedTuple):
+    """Sums over the maps of some normal images, in float64."""
+
+    images: int
+    total: Float[Tensor, "h w"]
+    squares: Float[Tensor, "h w"]
+
+    @classmethod
+    def of(cls, maps: Float[Tensor, "b h w"]) -> "Moments":
+        maps = maps.double()
+        return cls(len(maps), maps.sum(0), maps.square().sum(0))
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What the maps of normal images look like at each position."""
+
+    mean: Float[Tensor, "h w"]
+    deviation: Float[Tensor, "h w"]
+
+    @classmethod
+    def of(cls, units: Iterable[Moments]) -> "Standard":
+        """From one image or more; units are added in their order, which decides the last bits."""
+        images, totals, squares = zip(*units, strict=True)
+        mean = torch.stack(totals).sum(0) / sum(images)
+        deviation = (torch.stack(squares).sum(0) / sum(images) - mean.square()).clamp_min(0).sqrt()
+        floor = FLOOR * deviation.mean() + torch.finfo(torch.float32).tiny
+        return cls(mean.float(), (deviation + floor).float())
+
+    def __call__(self, anomaly_map: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+        """Deviations above the normal mean; what lies below it is not anomalous."""
+        mean, deviation = self.mean.to(anomaly_map), self.deviation.to(anomaly_map)
+        return ((anomaly_map - mean) / deviation).clamp_min(0)
+
 
 class Detector(nn.Module):
-    """Images in, smoothed anomaly maps and scores out: what scoring and export run."""
+    """Images in, smoothed anomaly maps and scores out: what scoring and export run.
 
-    def __init__(self, method: Method, config: ScoreConfig) -> None:
+    Args:
+        standard: of the smoothed maps of normal images; None: maps stay as they are.
+    """
+
+    def __init__(
+        self, method: Method, config: ScoreConfig, standard: Standard | None = None
+    ) -> None:
         super().__init__()
         self.method = method.eval()
         self.config = config
+        self.standard = standard
 
     @torch.no_grad()
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
@@ -26,13 +76,15 @@ class Detector(nn.Module):
         if raw.anomaly_map is None:
             return raw
         anomaly_map = smooth(raw.anomaly_map.float(), config.smooth_sigma)
+        if self.standard is not None:
+            anomaly_map = self.standard(anomaly_map)
         score = raw.pred_score if raw.pred_score is not None else reduce(anomaly_map, config)
         return Prediction(anomaly_map, score.float(), raw.logits)
 
 
 def readout_of(config: ScoreConfig) -> str:
     """What decides the scores of given weights, in words: where it differs, no threshold holds."""
-    names = ("reduce", "topk", "quantile", "smooth_sigma", "precision")
+    names = ("reduce", "topk", "quantile", "smooth_sigma", "standardise", "precision")
     return ", ".join(f"{name} {getattr(config, name)}" for name in names)
 
 

@@ -44,10 +44,11 @@ class Stfpm(Method):
         return Prediction(combine(self.distances(image), self.config.combine, height, width))
 
     def distances(self, image: Float[Tensor, "b 3 h w"]) -> list[Float[Tensor, "b _h _w"]]:
-        """How far the student is from the teacher at each position of each layer."""
-        image = self._input(image)
-        pairs = zip(self._teacher_maps(image), self.student(image), strict=True)
-        return [distance(target, feature) for target, feature in pairs]
+        """How far the student is from the teacher at each position of each layer that is read."""
+        image, layers = self._input(image), self.config.teacher.layers
+        read = layers if self.config.read_layers is None else self.config.read_layers
+        trios = zip(layers, self._teacher_maps(image), self.student(image), strict=True)
+        return [distance(target, feature) for layer, target, feature in trios if layer in read]
 
     def targets(self, image: Float[Tensor, "b 3 h w"]) -> Features:
         return self._teacher_maps(self._input(image))

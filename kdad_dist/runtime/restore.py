@@ -4,15 +4,21 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from safetensors.torch import load_file, save
+
 from kdad_dist.config import RunConfig
-from kdad_dist.errors import CheckpointError
+from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
+from kdad_dist.methods.readout import Standard
 from kdad_dist.models.weights import weights_hash
+from kdad_dist.runtime import files
 from kdad_dist.runtime.checkpoint import CheckpointManager
+from kdad_dist.runtime.rundir import scores_folder
 from kdad_dist.runtime.together import shared
 
 log = logging.getLogger(__name__)
+STANDARD = "standard.safetensors"
 
 
 @dataclass(frozen=True)
@@ -60,3 +66,26 @@ def choose(checkpoints: CheckpointManager, wanted: str) -> tuple[Path, str]:
             "train the run first, until it has saved one",
         )
     return path, "last"
+
+
+def save_standard(folder: Path, standard: Standard) -> None:
+    """Keeps what normal maps look like beside the scores that were made with it."""
+    tensors = {"mean": standard.mean.cpu(), "deviation": standard.deviation.cpu()}
+    files.write_bytes(folder / STANDARD, save(tensors))
+
+
+def load_standard(config: RunConfig) -> Standard | None:
+    """What normal maps look like, where the configuration asks for it.
+
+    Raises:
+        DataError: scoring the test split has not kept it.
+    """
+    if not config.score.standardise:
+        return None
+    path = scores_folder(config) / STANDARD
+    if not path.is_file():
+        raise DataError(
+            f"score.standardise needs {path}, which is not there",
+            f"run `kdad score {config.directory}` with the same words first",
+        )
+    return Standard(**load_file(path))

@@ -90,6 +90,23 @@ def test_every_image_is_scored_once_and_every_figure_is_there(folder):
     )
 
 
+def test_standardised_maps_are_the_same_bits_on_any_number_of_processes(folder, tmp_path):
+    run = shutil.copytree(folder / "resnet", tmp_path / "run")
+    words = [run, "score.standardise=true", "score.save_maps=npy"]
+    succeeds("score", *words)
+    serial = results(run)
+    assert "scores/standard.safetensors" in serial
+    assert serial != results(folder / "resnet")
+    succeeds("score", *words, processes=3)
+    assert results(run) == serial
+    image = save_image(tmp_path / "new.png", texture(1))
+    succeeds("score", *words, "--images", image)
+    shutil.rmtree(run / "scores")
+    outcome = kdad("score", *words, "--images", image)
+    assert outcome.codes == [1]
+    assert "standard.safetensors" in outcome.text
+
+
 def test_the_last_checkpoint_is_scored_beside_the_best(folder):
     run = folder / "resnet"
     succeeds("score", run, "score.checkpoint=last")

@@ -4,7 +4,7 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from kdad_dist.config import ScoreConfig
-from kdad_dist.methods.readout import reduce, smooth
+from kdad_dist.methods.readout import Moments, Standard, reduce, smooth
 
 MAPS = torch.rand(2, 24, 40, generator=torch.Generator().manual_seed(0))
 
@@ -35,3 +35,21 @@ def test_topk_of_more_pixels_than_there_are_is_the_mean():
     torch.testing.assert_close(
         reduce(MAPS, ScoreConfig(reduce="topk", topk=10**6)), MAPS.mean((1, 2))
     )
+
+
+def test_standardising_measures_deviations_above_the_normal_mean():
+    standard = Standard.of([Moments.of(MAPS)])
+    average, deviation = MAPS.mean(0), MAPS.std(0, correction=0)
+    torch.testing.assert_close(standard.mean, average)
+    expected = 3 * deviation / (deviation + 0.1 * deviation.mean())
+    torch.testing.assert_close(standard((average + 3 * deviation)[None])[0], expected)
+    assert standard((average - deviation)[None]).max() == 0
+
+
+def test_normal_images_may_come_in_units():
+    whole, parts = Moments.of(MAPS), [Moments.of(MAPS[:1]), Moments.of(MAPS[1:])]
+    torch.testing.assert_close(Standard.of(parts).deviation, Standard.of([whole]).deviation)
+
+
+def test_a_single_normal_image_gives_finite_maps():
+    assert Standard.of([Moments.of(MAPS[:1])])(MAPS).isfinite().all()
