@@ -146,7 +146,7 @@ def photograph(scene: Scene, rng: Generator) -> NDArray[np.uint8]:
     image += scene.overlay[..., None] * (plain - image)
     towards = rng.uniform(0, 2 * np.pi)
     light = np.cos(towards) * scene.u + np.sin(towards) * scene.v
-    image *= (rng.uniform(0.95, 1.05) * (1 + rng.uniform(0.02, 0.10) * light))[..., None]
+    image *= (rng.uniform(0.93, 1.07) * (1 + rng.uniform(0.02, 0.15) * light))[..., None]
     image = image.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING, 3).mean((1, 3))
     image += rng.normal(0, 0.008, image.shape)
     return np.clip(image * 255 + 0.5, 0, 255).astype(np.uint8)
@@ -158,7 +158,7 @@ def photograph(scene: Scene, rng: Generator) -> NDArray[np.uint8]:
 def cut(scene: Scene, rng: Generator) -> Plane:
     """A thin, jagged, dark line, no darker than the gaps between threads."""
     line = _line(scene, rng, length=rng.uniform(0.5, 0.8), jag=0.35, width=6)
-    scene.overlay, scene.overlay_shade = line * 0.95, 0.45
+    scene.overlay, scene.overlay_shade = line * 0.95, 0.48
     return line
 
 
@@ -179,7 +179,7 @@ def misweave(scene: Scene, rng: Generator) -> Plane:
 def worn(scene: Scene, rng: Generator) -> Plane:
     """A patch rubbed flat: the colour is right, the threads have all but gone."""
     blob = _blob(scene, rng, rng.uniform(0.16, 0.24))
-    scene.contrast = scene.contrast * (1 - 0.85 * blob)
+    scene.contrast = (scene.contrast * (1 - 0.85 * blob)).astype(np.float32)
     return blob
 
 
@@ -187,8 +187,9 @@ def stain(scene: Scene, rng: Generator) -> Plane:
     """A faint, dry stain with a darker rim."""
     blob = _blob(scene, rng, rng.uniform(0.15, 0.22))
     rim = ndimage.gaussian_gradient_magnitude(blob, 2.5)
-    depth = 0.25 * blob + 0.2 * rim / max(float(rim.max()), 1e-6)
-    scene.tint = scene.tint * (1 - depth[..., None] * np.array([0.7, 1.0, 1.3], np.float32))
+    depth = 0.2 * blob + 0.18 * rim / max(float(rim.max()), 1e-6)
+    colour = np.array([0.7, 1.0, 1.3])
+    scene.tint = (scene.tint * (1 - depth[..., None] * colour)).astype(np.float32)
     return blob
 
 
@@ -256,7 +257,7 @@ def draw(seed: int, split: str, defect_type: str, number: int) -> Example:
         return Example(split, defect_type, photograph(scene, rng), None)
     where = DEFECTS[defect_type](scene, rng)
     share = where.reshape(SIDE, OVERSAMPLING, SIDE, OVERSAMPLING).mean((1, 3))
-    mask = ndimage.binary_dilation(share > 0.3)
+    mask = np.asarray(ndimage.binary_dilation(share > 0.3), bool)
     return Example(split, defect_type, photograph(scene, rng), mask)
 
 
