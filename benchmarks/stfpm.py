@@ -2,9 +2,9 @@
 
     python benchmarks/stfpm.py CATEGORY_FOLDER WEIGHTS.safetensors [--epochs 2] [--train-images 128]
 
-ResNet-18, layers 1 to 3, 256 px, batch 32. Training is read off the steady state (start-up, decoding
-and the first steps left out on both sides), scoring includes metrics and reading files. anomalib
-runs in an environment of its own, which is made on the first call (`benchmarks/peers.py`).
+ResNet-18, layers 1 to 3, 256 px, batch 32. Training is read off the steady state (start-up,
+decoding and the first steps left out on both sides), scoring includes metrics and reading files.
+anomalib runs in an environment of its own, which is made on the first call (`benchmarks/peers.py`).
 """
 
 import argparse
