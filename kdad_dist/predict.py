@@ -24,7 +24,6 @@ from scipy import ndimage
 
 from kdad_dist.config import RunConfig
 from kdad_dist.data.image import EXTENSIONS, decode_image, read_file
-from kdad_dist.data.index import Index
 from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import Fit
 from kdad_dist.errors import DataError
@@ -35,7 +34,7 @@ from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.restore import Trained, load_standard, restore
-from kdad_dist.runtime.rundir import metrics_file
+from kdad_dist.runtime.rundir import data_fact, metrics_file
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.together import shared
 
@@ -125,12 +124,12 @@ def predict(config: RunConfig, patterns: Sequence[str], out: Path | None = None)
         with filled(out, here) as partial:
             trained = restore(config)
             method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
-            index = shared(lambda: Index.read(config.data.shards))
+            resize = shared(lambda: data_fact(config, "resize"))
             threshold = shared(lambda: read_threshold(config, trained))
             predictor = Predictor(
                 config,
                 Detector(method, config.score, shared(lambda: load_standard(config))),
-                Fit(config.data.image_size, None, index.resize),
+                Fit(config.data.image_size, None, resize),
                 here.device,
                 threshold,
                 partial,

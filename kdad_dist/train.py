@@ -39,6 +39,7 @@ class Run:
 
     config: RunConfig
     session: Session
+    index: Index
     method: Method
     optimizer: torch.optim.Optimizer
     loader: Loader
@@ -68,7 +69,7 @@ def train(config: RunConfig) -> None:
             shared(lambda: [stack.enter_context(claim) for claim in if_main])
             run = build(config, here)
             if here.is_main:
-                note(config)
+                note(config, run.index)
             fit(run)
 
 
@@ -210,7 +211,18 @@ def build(config: RunConfig, here: Session) -> Run:
     epochs = config.train.epochs or 0
     steps = config.train.steps or epochs * loader.steps_per_epoch
     return Run(
-        config, here, method, optimizer, loader, validation, checkpoints, state, best, steps, stop
+        config,
+        here,
+        index,
+        method,
+        optimizer,
+        loader,
+        validation,
+        checkpoints,
+        state,
+        best,
+        steps,
+        stop,
     )
 
 

@@ -1,5 +1,6 @@
 """The directory of a run: who may use it, and for which configuration."""
 
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -7,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdad_dist.config import RunConfig, changed_keys, dump, load_run
-from kdad_dist.errors import ConfigError
+from kdad_dist.data.index import Index
+from kdad_dist.errors import ConfigError, DataError
 from kdad_dist.runtime import environment, files
 from kdad_dist.runtime.preemption import PREEMPT_FILE
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
+DATA_FILE = "data.json"
 
 
 def refuse_changes(config: RunConfig) -> None:
@@ -57,12 +60,32 @@ def claimed(config: RunConfig) -> Iterator[None]:
                     shutil.rmtree(run)
 
 
-def note(config: RunConfig) -> None:
+def note(config: RunConfig, index: Index) -> None:
     """Writes down what runs here, once it is known that it can: a mistake must not bind the next
     attempt to itself.
     """
+    facts = ("fingerprint", "layout", "resize", "image_size", "categories")
+    files.write_json(config.directory / DATA_FILE, {name: getattr(index, name) for name in facts})
     files.write_text(config.directory / CONFIG_FILE, dump(config))
     files.write_json(config.directory / "environment.json", environment.describe())
+
+
+def data_fact(config: RunConfig, name: str) -> str:
+    """A fact about the data that a run was trained on, from the run itself: its shards may be gone.
+
+    Raises:
+        DataError: the file with these facts is missing or damaged.
+    """
+    path = config.directory / DATA_FILE
+    try:
+        return str(json.loads(path.read_bytes())[name])
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        what = "is not there" if isinstance(error, FileNotFoundError) else f"is damaged: {error!r}"
+        raise DataError(
+            f"{path} {what}, so it is not known what data the run was trained on",
+            "copy it from the original run, or start the training again where its shards are, "
+            "which writes it",
+        ) from None
 
 
 def metrics_file(config: RunConfig) -> Path:

@@ -493,6 +493,7 @@ def test_a_cache_without_room_names_the_ways_out(config, tmp_path):
     [
         *(("config.yaml", verb) for verb in ("train", "score", "export", "report")),
         *(("metrics.json", verb) for verb in ("predict", "report")),
+        ("data.json", "predict"),
     ],
 )
 def test_a_damaged_file_of_a_run_is_named(run, config, tmp_path, name, verb):

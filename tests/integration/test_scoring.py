@@ -118,10 +118,27 @@ def test_the_last_checkpoint_is_scored_beside_the_best(folder):
 
 def test_a_run_can_be_moved_and_scored_where_it_is(folder, tmp_path):
     run = shutil.copytree(folder / "resnet", tmp_path / "moved here")
-    (run / "metrics.json").unlink()
+    (run / "metrics.json").unlink(missing_ok=True)
     outcome = succeeds("score", run, "--json")
     assert (run / "metrics.json").is_file()
     assert '"image_auroc"' in outcome.text
+
+
+def test_new_images_are_scored_where_the_shards_are_not(folder, tmp_path):
+    run, shards = shutil.copytree(folder / "resnet", tmp_path / "run"), folder / "shards32"
+    succeeds("score", run)
+    image = save_image(tmp_path / "new.png", texture(1))
+    shards.rename(folder / "away")
+    try:
+        outcome = succeeds("score", run, "--images", image)
+        [row] = csv.DictReader((run / "predictions/predictions.csv").open())
+        assert row["pred_label"] in {"0", "1"}, outcome.text
+        (run / "data.json").unlink()
+        outcome = kdad("score", run, "--images", image)
+        assert outcome.codes == [1]
+        assert f"{run / 'data.json'} is not there" in outcome.text
+    finally:
+        (folder / "away").rename(shards)
 
 
 def test_a_category_without_defects_has_nulls_with_a_reason(folder, tmp_path):
