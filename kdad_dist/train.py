@@ -24,6 +24,7 @@ from kdad_dist.runtime.preemption import Agreement, StopRequest
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, note, refuse_changes
 from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.status import building
 from kdad_dist.runtime.together import shared
 from kdad_dist.runtime.tracker import check_wandb
 from kdad_dist.schedule import base_lr, learning_rate
@@ -67,9 +68,10 @@ def train(config: RunConfig) -> None:
         with ExitStack() as stack:
             if_main = [claimed(config)] if here.is_main else []
             shared(lambda: [stack.enter_context(claim) for claim in if_main])
-            run = build(config, here)
-            if here.is_main:
-                note(config, run.index)
+            with building(config.directory, here.is_main):
+                run = build(config, here)
+                if here.is_main:
+                    note(config, run.index)
             fit(run)
 
 

@@ -5,9 +5,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from kdad_dist.errors import Preempted
 from kdad_dist.runtime import files
+from kdad_dist.runtime.rundir import CONFIG_FILE
 from kdad_dist.runtime.together import lost_peer
 
 
@@ -43,13 +45,13 @@ class Status:
             self.write("preempted", error.problem)
             raise
         except BaseException as error:
-            self._fail(error)
+            self.fail(error)
             raise
         self.write("finished")
 
-    def _fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException) -> None:
         """Notes a failure; who only lost another process leaves that one's word in place."""
-        if lost_peer(error) and (not self.writes or self._state() == "failed"):
+        if lost_peer(error) and (not self.writes or last(self.path).get("state") == "failed"):
             return
         self.writes = True
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -57,5 +59,25 @@ class Status:
         with suppress(OSError):  # the disk may be full, which must not hide the error itself
             self.write("failed", reason)
 
-    def _state(self) -> str:
-        return json.loads(self.path.read_bytes())["state"]
+
+@contextmanager
+def building(run: Path, writes: bool) -> Iterator[None]:
+    """Records why a run cannot start, or go on, where its directory holds one already."""
+    try:
+        yield
+    except BaseException as error:
+        if (run / CONFIG_FILE).is_file():
+            before = last(run / "status.json")
+            status = Status(run, before.get("steps", 0), writes)
+            status.step = before.get("step", 0)
+            status.fail(error)
+        raise
+
+
+def last(path: Path) -> dict[str, Any]:
+    """What was written there, {} where it cannot be read: it is about to be replaced."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -345,6 +345,17 @@ def test_bad_shards_stop_scoring_and_are_found_by_verify(run, tmp_path, case):
     refused(kdad("verify", shards), str(shards), said)
 
 
+def test_a_run_whose_shards_are_gone_says_so_in_its_status(run, config, tmp_path):
+    copy = shutil.copytree(run, tmp_path / "run")
+    words = [f"data.shards={tmp_path / 'gone'}", "train.changed_config=accept"]
+    refused(kdad("train", config, f"output={copy}", *words, processes=2), str(tmp_path / "gone"))
+    before, after = (json.loads((r / "status.json").read_text()) for r in (run, copy))
+    assert after["state"] == "failed"
+    assert str(tmp_path / "gone") in after["reason"]
+    assert after["step"] == before["step"] > 0
+    assert (copy / "config.yaml").read_bytes() == (run / "config.yaml").read_bytes()
+
+
 # ---- configurations, weights, run directories ----------------------------------------------------
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist.errors import CheckpointError, Preempted
-from kdad_dist.runtime.status import Status
+from kdad_dist.errors import CheckpointError, DataError, Preempted
+from kdad_dist.runtime.status import Status, building
 
 
 def state(run: Path) -> tuple[str, str | None]:
@@ -48,3 +48,26 @@ def test_a_full_disk_does_not_hide_the_error_that_it_caused(tmp_path, monkeypatc
         monkeypatch.setattr(os, "fsync", full)
         raise CheckpointError("the checkpoint cannot be written", "make room")
     assert not list(tmp_path.glob(".*"))
+
+
+def fail_to_build(run: Path) -> None:
+    with pytest.raises(DataError), building(run, writes=True):
+        raise DataError("the shards are gone", "bring them back")
+
+
+@pytest.mark.parametrize("before", [None, "half a", "[]", '{"state": "running", "step": 3}'])
+def test_a_run_that_cannot_go_on_says_why(tmp_path, before):
+    (tmp_path / "config.yaml").touch()
+    if before:
+        (tmp_path / "status.json").write_text(before)
+    fail_to_build(tmp_path)
+    kind, reason = state(tmp_path)
+    assert kind == "failed"
+    assert "the shards are gone" in (reason or "")
+    step = json.loads((tmp_path / "status.json").read_text())["step"]
+    assert step == (3 if before and "step" in before else 0)
+
+
+def test_what_never_became_a_run_has_no_outcome(tmp_path):
+    fail_to_build(tmp_path)
+    assert not list(tmp_path.iterdir())
