@@ -15,7 +15,7 @@ from kdad_dist.data.loader import Micro
 from kdad_dist.errors import Preempted, TrainingError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
-from kdad_dist.models.norm import convert_batchnorm
+from kdad_dist.models.norm import convert_batchnorm, several_values
 from kdad_dist.models.weights import load_weights, read_weights, weights_hash
 from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
@@ -125,7 +125,8 @@ def take_step(run: Run, micros: list[Micro], lr: float) -> tuple[dict[str, Tenso
     losses: dict[str, Tensor] = {}
     for i, micro in enumerate(micros):
         last = i == len(micros) - 1
-        with nullcontext() if last else accelerator.no_sync(student), accelerator.autocast():
+        sync = nullcontext() if last else accelerator.no_sync(student)
+        with sync, accelerator.autocast(), several_values():
             terms = {k: v.sum() / micro.step_images for k, v in run.method(micro.batch).items()}
             accelerator.backward(terms["loss"] * run.session.world)
         losses = {k: losses.get(k, 0) + v.detach() for k, v in terms.items()}

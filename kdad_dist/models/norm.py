@@ -6,6 +6,8 @@ gradient on the way back, gathered and added in the order of ranks, so that ever
 the same bits. In one process, and in eval mode, it is torch's own batch_norm and nothing else.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -15,8 +17,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdad_dist.errors import ConfigError
+from kdad_dist.errors import ConfigError, TrainingError
 
+TOO_FEW = "Expected more than 1 value per channel when training"
+"""How torch begins to say it."""
 _PLAIN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -40,6 +44,26 @@ def convert_batchnorm(module: nn.Module) -> nn.Module:
             )
         layer.__class__ = GlobalBatchNorm
     return module
+
+
+@contextmanager
+def several_values() -> Iterator[None]:
+    """Names the settings where a BatchNorm, torch's own or the one here, finds a single value.
+
+    Raises:
+        TrainingError: one image, of which a layer is left with 1x1.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if TOO_FEW not in str(error):
+            raise
+        raise TrainingError(
+            "a step, or a part of it, has a single image, of which a BatchNorm of the student sees "
+            "1x1: there is no variance to divide by",
+            "choose train.batch_size (and train.micro_batch_size) so that no part of an epoch is of "
+            "one image, or a larger data.image_size",
+        ) from error
 
 
 class GlobalBatchNorm(_BatchNorm):
@@ -71,8 +95,7 @@ class GlobalBatchNorm(_BatchNorm):
         # for the device to tell.
         if x.numel() <= x.shape[1] and count.item() <= 1:
             raise ValueError(
-                f"Expected more than 1 value per channel when training, got input size {x.shape}"
-                " and no more in the other processes"
+                f"{TOO_FEW}, got input size {x.shape} and no more in the other processes"
             )
         if self.track_running_stats:
             self._track(mean, var * (count / (count - 1)).to(var.dtype))

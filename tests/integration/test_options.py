@@ -156,6 +156,18 @@ def test_a_single_training_image_is_enough(config, tmp_path):
     assert threshold["images"] == 0
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_single_value_to_normalise_names_the_settings(config, processes):
+    words = ["train.batch_size=1", "data.image_size=8", "method.teacher.layers=[1, 2, 3]"]
+    run = config.parent / f"one{processes}"
+    outcome = kdad("train", config, f"output={run}", *words, processes=processes)
+    assert outcome.codes == [1] * processes, outcome.text
+    assert "Traceback" not in outcome.text
+    assert outcome.text.count("kdad: ") == 1
+    for key in ("train.batch_size", "data.image_size"):
+        assert key in outcome.text
+
+
 def test_weights_and_biases_offline_holds_every_step_once(config):
     pytest.importorskip("wandb")
     run = trained(config, "tracked", "track.wandb=offline")
