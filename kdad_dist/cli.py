@@ -142,9 +142,11 @@ def score(
 ) -> None:
     """Score the test split of a run's data, or new images."""
     from kdad_dist.config import load_run
+    from kdad_dist.runtime.launch import check_precision
 
     more = [] if shards is None else [f"data.shards={json.dumps(shards)}"]
     config = load_run(run, [*(overrides or []), *more])
+    check_precision("score.precision", config.score.precision)
     if images:
         from kdad_dist.predict import predict
 

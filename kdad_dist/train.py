@@ -62,7 +62,7 @@ def train(config: RunConfig) -> None:
         KdadError: the configuration, the data or the numbers do not allow to go on.
     """
     check_wandb(config.track.wandb)
-    launch.check_precision(config.train.precision)
+    launch.check_precision("train.precision", config.train.precision)
     with session.start(config.train.precision, config.track.wandb != "disabled") as here:
         refuse_changes(config)
         with ExitStack() as stack:

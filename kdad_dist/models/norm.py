@@ -61,7 +61,7 @@ def several_values() -> Iterator[None]:
         raise TrainingError(
             "a step, or a part of it, has a single image, of which a BatchNorm of the student sees "
             "1x1: there is no variance to divide by",
-            "choose train.batch_size (and train.micro_batch_size) so that no part of an epoch is of "
+            "choose train.batch_size (and train.micro_batch_size) so that no part of an epoch is "
             "one image, or a larger data.image_size",
         ) from error
 

@@ -123,18 +123,21 @@ def check(world: int, wrapper: str) -> None:
             )
 
 
-def check_precision(precision: str) -> None:
+def check_precision(key: str, precision: str) -> None:
     """Refuses a precision that the launcher was given and that the configuration overrules.
 
+    Args:
+        key: where in the configuration `precision` stands.
+
     Raises:
-        UsageError: the launcher asks for another one than `train.precision`.
+        UsageError: the launcher asks for another one.
     """
     asked = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if asked not in {"no", precision}:
         raise UsageError(
             f"the launcher asks for {asked} (--mixed_precision, or its config file), but "
-            f"train.precision is {precision}, and that decides",
-            f"set train.precision={asked}, or launch with --mixed_precision no",
+            f"{key} is {precision}, and that decides",
+            f"launch with --mixed_precision no, and set {key} where another one is wanted",
         )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -224,6 +225,19 @@ def test_a_threshold_of_other_scores_is_not_used(folder, tmp_path):
         [row] = csv.DictReader((run / "predictions/predictions.csv").open())
         assert bool(row["pred_label"]) == bool(row["mask"]) == label
         assert ("no threshold" in outcome.text) != label
+
+
+def ask_for_bf16() -> None:
+    """As `accelerate launch --mixed_precision bf16` does."""
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16"
+
+
+def test_a_precision_of_the_launcher_that_would_be_ignored_is_refused(folder, tmp_path):
+    image = save_image(tmp_path / "new.png", texture(1))
+    for words in ([], ["--images", image]):
+        outcome = kdad("score", folder / "resnet", *words, first=ask_for_bf16)
+        assert outcome.codes == [2]
+        assert "score.precision is no" in outcome.text
 
 
 @pytest.mark.parametrize("words", [["score"], ["export"], ["report"]])

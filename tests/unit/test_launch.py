@@ -60,8 +60,8 @@ def test_an_unwrapped_student_among_several_processes_is_refused():
 
 def test_a_precision_that_would_be_dropped_in_silence_is_refused(monkeypatch):
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    launch.check_precision("bf16")
+    launch.check_precision("train.precision", "bf16")
     with pytest.raises(UsageError, match=r"asks for bf16.*train\.precision is no"):
-        launch.check_precision("no")
+        launch.check_precision("train.precision", "no")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
-    launch.check_precision("bf16")
+    launch.check_precision("train.precision", "bf16")
