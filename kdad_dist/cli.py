@@ -129,7 +129,8 @@ def score(
     run: Run,
     overrides: Overrides = None,
     shards: Annotated[
-        str | None, typer.Option(help="Score the test split of these shards instead.")
+        str | None,
+        typer.Option(help="Score the test split of these shards; results get a name of their own."),
     ] = None,
     images: Annotated[
         list[str] | None,
@@ -155,11 +156,13 @@ def score(
     if out is not None:
         raise UsageError("--out goes with --images", "leave it out; scores are written to the run")
     from kdad_dist.report_text import table
+    from kdad_dist.runtime.rundir import metrics_file, other_data
     from kdad_dist.score import score as score_run
 
     metrics = score_run(config)
     if metrics:
-        say(f"{table(metrics)}\n\nnext: kdad report {run}")
+        after = "" if other_data(config) else f"\nnext: kdad report {run}"
+        say(f"{table(metrics)}\n\nmetrics: {metrics_file(config)}{after}")
         if as_json:
             answer(metrics)
 

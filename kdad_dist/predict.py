@@ -26,7 +26,7 @@ from kdad_dist.config import RunConfig
 from kdad_dist.data.image import EXTENSIONS, decode_image, read_file
 from kdad_dist.data.loader import to_float
 from kdad_dist.data.reader import Fit
-from kdad_dist.errors import DataError
+from kdad_dist.errors import DataError, UsageError
 from kdad_dist.methods.readout import Detector, readout_of
 from kdad_dist.pictures import heat, save_png16
 from kdad_dist.runtime import files, session
@@ -34,7 +34,7 @@ from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.restore import Trained, load_standard, restore
-from kdad_dist.runtime.rundir import data_fact, metrics_file
+from kdad_dist.runtime.rundir import data_fact, metrics_file, other_shards
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.together import shared
 
@@ -116,7 +116,13 @@ def predict(config: RunConfig, patterns: Sequence[str], out: Path | None = None)
     Raises:
         DataError: there is no such image, one cannot be decoded, or `out` holds something else or
             cannot be written.
+        UsageError: the configuration names other shards than the run's.
     """
+    if other_shards(config):
+        raise UsageError(
+            "new images are judged by the threshold of the run's own data, not of other shards",
+            "leave out --shards or --images",
+        )
     paths = find_images(patterns)
     out = (out or config.directory / "predictions").resolve()
     with session.start() as here:

@@ -99,5 +99,26 @@ def scores_folder(config: RunConfig) -> Path:
 
 
 def suffix(config: RunConfig) -> str:
-    """What `score.checkpoint=last` adds to the names of its results."""
-    return "" if config.score.checkpoint == "best" else "-last"
+    """What the names of results end in: nothing for the run's own data and its best checkpoint."""
+    return other_data(config) + ("" if config.score.checkpoint == "best" else "-last")
+
+
+def other_data(config: RunConfig) -> str:
+    """A name for the data that is scored, "" where it is what the run was trained on.
+
+    That may lie in another place by now: it is known by its content.
+
+    Raises:
+        DataError: the shards have no sound index, or the run does not say what it was trained on.
+    """
+    if not other_shards(config):
+        return ""
+    found = Index.read(config.data.shards).fingerprint
+    if found == data_fact(config, "fingerprint"):
+        return ""
+    return f"-{Path(config.data.shards).resolve().name[:40]}-{found[:8]}"
+
+
+def other_shards(config: RunConfig) -> bool:
+    """Whether another place is named than the run's configuration does."""
+    return config.data.shards != load_run(config.directory).data.shards

@@ -127,14 +127,15 @@ def test_skip_bad_lists_what_it_skipped_and_goes_on(tmp_path):
     succeeds("verify", tmp_path / "out", "--decode")
 
 
-def test_odd_names_go_all_the_way_to_scores_and_maps(run, tmp_path):
+def test_odd_names_go_all_the_way_to_scores_and_maps(config, tmp_path):
     root = make_mvtec(tmp_path / "in", category="Fließe 平 v2.0")
     for split in ("train/good", "test/good"):
         for name in ("good.v2.000", "good.v2.001", "x" * 240, "ü" * 120, "a  b", "-rf", "%2E"):
             save_image(root / split / f"{name}.png", texture(len(name)))
     succeeds("pack", root, tmp_path / "out", "--size", 32)
-    copy = shutil.copytree(run, tmp_path / "run")
-    succeeds("score", copy, "--shards", tmp_path / "out", "score.save_maps=png")
+    copy = tmp_path / "run"
+    succeeds("train", config, f"output={copy}", f"data.shards={tmp_path / 'out'}")
+    succeeds("score", copy, "score.save_maps=png")
     assert len(list((copy / "scores/maps").glob("*.png"))) == 3 + 4 + 7
     succeeds("report", copy)
     words = ["--images", root / "test/good", "--out", tmp_path / "new"]
@@ -449,7 +450,7 @@ def test_a_run_that_may_not_be_written_is_named(run, config, open_folder, verb, 
     words = {
         "train": ["train", shutil.copy(config, open_folder), f"output={copy}"],
         "score": ["score", copy, "--shards", shards],
-        "predict": ["score", copy, "--shards", shards, "--images", image],
+        "predict": ["score", copy, "--images", image],
         "export": ["export", copy],
     }[verb]
     if verb == "train":

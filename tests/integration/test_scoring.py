@@ -125,6 +125,39 @@ def test_a_run_can_be_moved_and_scored_where_it_is(folder, tmp_path):
     assert '"image_auroc"' in outcome.text
 
 
+def test_other_shards_get_results_of_their_own(folder, tmp_path):
+    run = shutil.copytree(folder / "resnet", tmp_path / "run")
+    succeeds("score", run)
+    own = results(run)
+    make_mvtec(tmp_path / "images", train=6, good=2, scratch=2)
+    other = tmp_path / "other"
+    succeeds("pack", tmp_path / "images", other, "--size", 32)
+    index = json.loads((other / "index.json").read_text())
+    name = f"-other-{index['fingerprint'][:8]}"
+    outcome = succeeds("score", run, "--shards", other, processes=2)
+    assert f"metrics{name}.json" in outcome.text
+    assert "kdad report" not in outcome.text
+    assert len((run / f"scores{name}/scores.csv").read_text().splitlines()) == 1 + 4
+    succeeds("score", run, "--shards", other, "score.checkpoint=last")
+    assert (run / f"metrics{name}-last.json").is_file()
+    assert (run / f"scores{name}-last/scores.csv").is_file()
+    assert results(run) == own
+
+    moved = shutil.copytree(folder / "shards32", tmp_path / "moved")
+    (run / "metrics.json").unlink()
+    succeeds("score", run, "--shards", moved)
+    assert results(run).keys() == own.keys()
+    assert len(list(run.glob("metrics*.json"))) == 3
+
+
+def test_new_images_take_no_threshold_of_other_shards(folder, tmp_path):
+    image = save_image(tmp_path / "new.png", texture(1))
+    words = ["--images", image, "--shards", folder / "shards160"]
+    outcome = kdad("score", folder / "resnet", *words)
+    assert outcome.codes == [2]
+    assert "leave out --shards" in outcome.text
+
+
 def test_new_images_are_scored_where_the_shards_are_not(folder, tmp_path):
     run, shards = shutil.copytree(folder / "resnet", tmp_path / "run"), folder / "shards32"
     succeeds("score", run)
@@ -147,7 +180,8 @@ def test_a_category_without_defects_has_nulls_with_a_reason(folder, tmp_path):
     succeeds("pack", tmp_path / "images", tmp_path / "shards", "--size", 32)
     run = shutil.copytree(folder / "resnet", tmp_path / "run")
     succeeds("score", run, "--shards", tmp_path / "shards")
-    category = json.loads((run / "metrics.json").read_text())["categories"]["tile"]
+    [metrics] = run.glob("metrics-shards-*.json")
+    category = json.loads(metrics.read_text())["categories"]["tile"]
     assert category["image_auroc"] is None
     assert "defective" in category["notes"]["image_auroc"]
 
