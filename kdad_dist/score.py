@@ -105,7 +105,7 @@ def score(config: RunConfig) -> dict[str, Any]:
     """
     with session.start() as here:
         index, units = shared(lambda: plan(config))
-        with filled(scores_folder(config), here) as partial:
+        with filled(shared(lambda: scores_folder(config)), here) as partial:
             trained = restore(config)
             method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
             reader = ShardReader(config.data.shards, config.data.image_size)
