@@ -79,7 +79,8 @@ class Metrics:
     mean: Figures
     categories: dict[str, Figures]
     threshold: Threshold | None = None
-    synthetic: dict[str, Any] | None = None
+    synthetic: Figures | None = None
+    """Of held-out normal images against the same with synthetic defects."""
     provenance: dict[str, Any] = field(default_factory=dict)
 
 

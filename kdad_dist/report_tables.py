@@ -118,6 +118,8 @@ def table(files: RunFiles) -> tuple[list[Row], list[str]]:
         rows.append(
             _row(f"mean of the last checkpoint, step {step}", 0, _mean(files.last_metrics), notes)
         )
+    if files.metrics.synthetic is not None:
+        rows.append(_row("held-out, synthetic defects", 0, files.metrics.synthetic, notes))
     return rows, notes
 
 

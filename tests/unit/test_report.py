@@ -185,6 +185,15 @@ def test_several_categories_have_a_mean_and_a_section_each(tmp_path: Path) -> No
     assert page.text.count("Share of images by score") == 3
 
 
+def test_the_figures_of_synthetic_defects_stand_in_the_table(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    write_json(run / "metrics.json", metrics | {"synthetic": metrics["mean"]})
+    text = Page(write_report(run).read_text()).text
+    assert "held-out, synthetic defects" in text
+    assert "no test image takes part" in text
+
+
 def test_a_category_without_defects_says_why_its_figures_are_missing(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", defect_types=())
     reason = "no defective test images"
