@@ -105,7 +105,7 @@ def main() -> None:
         category = subset(options.category, work / name, options.train_images, options.test_images)
         peer = anomalib(category, options.weights, options)
         figures = ours(category, options.weights, work, options)
-    print(f"{options.threads} threads, {options.epochs} epochs; {versions()}")
+    print(f"{options.threads} threads, {options.epochs} epochs; {versions(peer_python())}")
     print(f"{'':24} {'train img/s':>12} {'test img/s':>12} {'image AUROC':>12} {'pixel AUROC':>12}")
     for name, row in {"anomalib": peer, **{f"ours, {k}": v for k, v in figures.items()}}.items():
         train, test = row["train_images_per_second"], row["test_images_per_second"]
