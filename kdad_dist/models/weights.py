@@ -151,7 +151,8 @@ def fetch(repository: str, filename: str) -> Path:
     raise WeightsError(
         f"the pretrained weights {repository} are not in {constants.HF_HUB_CACHE}, "
         f"and the hub {constants.ENDPOINT} {trouble}",
-        LOCAL_FILE,
+        f"where there is a network, download {constants.ENDPOINT}/{repository}/resolve/main/"
+        f"{filename}; {LOCAL_FILE}",
     )
 
 
