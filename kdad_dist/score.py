@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 VAL, SYNTHETIC, TEST = "val", "synthetic", "test"
 FOLDS = (0, 1)
 NEW = -1
+ENOUGH = 20
+"""Held-out images below which a quantile of their scores says little of others."""
 
 
 class Unit(NamedTuple):
@@ -286,6 +288,12 @@ def threshold(config: RunConfig, rows: list[dict[str, Any]]) -> dict[str, Any]:
     The quantile is the next larger score that occurs, so that at least that share lies below.
     """
     quantile = config.score.threshold_quantile
+    if 0 < len(rows) < ENOUGH:
+        log.warning(
+            "the threshold rests on %d held-out images only: expect false alarms; more training "
+            "images, or a larger data.val_fraction, make it firmer",
+            len(rows),
+        )
 
     def of(name: str) -> float | None:
         values = [r[name] for r in rows if r[name] is not None]
