@@ -85,7 +85,7 @@ class Recorder:
                 "images_per_second": round(pace, 2),
             }
         )
-        self.status.write("running")
+        self.status.progress()
 
     def validation(self, done: int, loss: float) -> None:
         self.tracker.write({"step": done, "epoch": self._epoch(done), "val_loss": loss})

@@ -35,6 +35,11 @@ class Status:
             },
         )
 
+    def progress(self) -> None:
+        """Notes the step, unless another process has noted a failure meanwhile."""
+        if last(self.path).get("state") != "failed":
+            self.write("running")
+
     @contextmanager
     def outcome(self) -> Iterator[None]:
         """Records how the block ends: finished, preempted, or failed with its reason."""

@@ -71,3 +71,15 @@ def test_a_run_that_cannot_go_on_says_why(tmp_path, before):
 def test_what_never_became_a_run_has_no_outcome(tmp_path):
     fail_to_build(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_what_another_process_died_of_is_not_overwritten(tmp_path):
+    main, other = Status(tmp_path, 9, writes=True), Status(tmp_path, 9, writes=False)
+    with pytest.raises(RuntimeError), main.outcome():
+        other.fail(DataError("image 3 is damaged", "pack again"))
+        main.progress()
+        raise RuntimeError(
+            "[third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer"
+        )
+    assert state(tmp_path)[0] == "failed"
+    assert "image 3 is damaged" in state(tmp_path)[1]
