@@ -112,7 +112,9 @@ def demo(
 
 @app.command()
 def train(
-    config: Annotated[str, typer.Argument(help="A YAML file, or a shipped recipe such as stfpm_mvtec.")],
+    config: Annotated[
+        str, typer.Argument(help="A YAML file, or a shipped recipe such as stfpm_mvtec.")
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Train a detector, or go on where its run stopped."""
