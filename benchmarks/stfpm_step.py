@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 
-from kdad_dist.config import StfpmConfig, TeacherConfig
+from kdad_dist.config_methods import StfpmConfig, TeacherConfig
 from kdad_dist.methods.stfpm import Stfpm
 from kdad_dist.types import Batch, Features
 
@@ -72,7 +72,7 @@ def our_step(
 
     def step() -> None:
         with precision():
-            losses = method(Batch(image, row, targets))["loss"]
+            losses = method(Batch(image, row, row, targets))["loss"]
         optimizer.zero_grad()
         losses.mean().backward()
         optimizer.step()

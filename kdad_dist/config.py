@@ -13,20 +13,34 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from kdad_dist.config_errors import YamlSource, describe
+from kdad_dist.config_methods import READING, LoraMaeConfig, MethodConfig, StfpmConfig
+from kdad_dist.config_types import (
+    CHECKED,
+    NO,
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+)
 from kdad_dist.errors import ConfigError
 
-CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-PositiveFloat = Annotated[float, Field(gt=0)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
-# YAML 1.1 reads an unquoted `no` as false.
-NO = BeforeValidator(lambda v: "no" if v is False else v)
+
+@dataclass(frozen=True, config=CHECKED)
+class AugmentConfig:
+    crop_margin: NonNegative = 0
+    """Pixels by which training images are read larger than `image_size` before a random window of
+    that size is cut out. Scoring sees whole images, at the smaller scale."""
+    brightness: Fraction = 0.0
+    """Largest relative change, up or down."""
+    saturation: Fraction = 0.0
+    """Largest relative change, up or down."""
+    flip: bool = False
+    """Mirror every second image, left to right."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -45,40 +59,8 @@ class DataConfig:
     cache: Literal["ram", "device", "none"] = "ram"
     """Where decoded pixels live: a memory-mapped file that the processes of a node share, the
     device of each process, or nowhere (decode again every epoch)."""
-
-
-@dataclass(frozen=True, config=CHECKED)
-class TeacherConfig:
-    backbone: str = "resnet18"
-    """Any timm model that gives feature maps, by its timm name."""
-    weights: str = "pretrained"
-    """"pretrained" (timm's hub), "random" (drawn from `seed`), or a .safetensors / .pth file."""
-    layers: Annotated[list[NonNegative], Field(min_length=1)] = field(
-        default_factory=lambda: [1, 2, 3]
-    )
-    """timm `out_indices`, shallow to deep; in a ResNet 1, 2, 3 are layer1, layer2, layer3."""
-
-
-@dataclass(frozen=True, config=CHECKED)
-class StfpmConfig:
-    name: Literal["stfpm"] = "stfpm"
-    teacher: TeacherConfig = field(default_factory=TeacherConfig)
-    normalize: bool = True
-    """Apply the teacher's mean and standard deviation to the images."""
-    combine: Literal["product", "sum", "sum_per_area"] = "product"
-    """How the layers' maps become one: their product (official), their sum, or their sum after
-    division by each layer's number of positions (notebook)."""
-    read_layers: list[NonNegative] | None = None
-    """Layers whose maps are read, of those that are trained; all of them where not given."""
-    cache_teacher: bool = False
-    """Compute the teacher's features once, before training, and keep them in a file."""
-
-    def __post_init__(self) -> None:
-        if self.read_layers is not None and not set(self.read_layers) <= set(self.teacher.layers):
-            raise ValueError(f"read_layers must be of teacher.layers, {self.teacher.layers}")
-
-
-MethodConfig = StfpmConfig
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Of training images, drawn from (seed, epoch, image)."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -88,6 +70,8 @@ class OptimConfig:
     blr: PositiveFloat | None = None
     """Base learning rate: lr = blr * batch_size / 256. Exactly one of `lr` and `blr` is given."""
     weight_decay: NonNegativeFloat = 0.0
+    decay_vectors: bool = True
+    """Whether weight decay applies to biases and other one-dimensional parameters; not in MAE."""
     momentum: Fraction = 0.9
     """Of SGD."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
@@ -160,6 +144,8 @@ class ScoreConfig:
     """Of the map's pixels, for `quantile`."""
     smooth_sigma: NonNegativeFloat = 4
     """Gaussian smoothing of the anomaly map, in pixels; 0: none."""
+    smooth_radius: Positive | None = None
+    """Pixels at which the Gaussian is cut off; 4 sigma where not given."""
     standardise: bool = False
     """Subtract from each position of a map what held-out normal images have there, and divide by
     their deviation."""
@@ -195,6 +181,10 @@ class RunConfig:
     score: ScoreConfig = field(default_factory=ScoreConfig)
     track: TrackConfig = field(default_factory=TrackConfig)
 
+    def __post_init__(self) -> None:
+        if isinstance(self.method, LoraMaeConfig) and self.train.init_from:
+            raise ValueError("train.init_from: loramae starts from method.weights instead")
+
     @property
     def directory(self) -> Path:
         return Path(self.output) if self.output else Path("runs") / self.name
@@ -203,7 +193,8 @@ class RunConfig:
 FREE_TO_CHANGE = ("name", "output", "checkpoint", "score", "track")
 """Sections that do not change what is trained."""
 FREE_KEYS = {
-    "data": ("cache",),
+    # Shards may move: the fingerprint of their content stands in every checkpoint.
+    "data": ("cache", "shards"),
     "train": ("log_every", "check_every", "max_time", "changed_config"),
 }
 
@@ -300,6 +291,8 @@ def trained_with(config: RunConfig) -> dict[str, Any]:
     for section, keys in FREE_KEYS.items():
         for key in keys:
             values[section].pop(key)
+    for key in READING[config.method.name]:
+        values["method"].pop(key)
     return dict(flatten(values))
 
 

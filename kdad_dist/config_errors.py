@@ -1,6 +1,7 @@
 """Reads YAML so that a wrong value can be named by its dotted path, file and line."""
 
 import difflib
+import re
 import types
 import typing
 from dataclasses import dataclass, is_dataclass
@@ -89,8 +90,11 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
     problems = []
     for item in error.errors():
         # Where several kinds of value are allowed, pydantic puts the kind behind the path.
-        location = tuple(part for part in item["loc"] if part not in {"", "str", "list[str]"})
-        problems.append(f"  {source.place(location)}: {_sentence(location, item, root)}")
+        found = tuple(part for part in item["loc"] if part not in {"", "str", "list[str]"})
+        # ... so the name of the method stands behind `method`.
+        location = found[:1] + found[2:] if found[:1] == ("method",) else found
+        sentence = _sentence(location, item, _keys_at(root, found[:-1]))
+        problems.append(f"  {source.place(location)}: {sentence}")
     unique = list(dict.fromkeys(problems))
     count = "1 problem" if len(unique) == 1 else f"{len(unique)} problems"
     return ConfigError(
@@ -99,13 +103,17 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
     )
 
 
-def _sentence(location: Location, item: Any, root: type) -> str:
+def _sentence(location: Location, item: Any, known: list[str]) -> str:
     name = dotted(location) or "the configuration"
     if item["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        known = _keys_at(root, location[:-1])
         near = difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
         return f"{name} is not a known key; {hint}"
+    if item["type"] == "union_tag_invalid":
+        known = re.findall(r"'(\w+)'", item["ctx"]["expected_tags"])
+        near = difflib.get_close_matches(item["ctx"]["tag"], known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
+        return f"{name}.name: there is no method {item['ctx']['tag']!r}; {hint}"
     if item["type"] in {"missing", "missing_argument"}:
         return f"{name} is missing"
     if item["type"] == "value_error":
@@ -115,15 +123,18 @@ def _sentence(location: Location, item: Any, root: type) -> str:
 
 def _keys_at(root: type, location: Location) -> list[str]:
     """The names of the fields of the dataclass at `location` below `root`."""
-    kind: Any = root
+    kinds: list[Any] = [root]
     for part in location:
-        hints = typing.get_type_hints(kind)
+        named = [kind for kind in kinds if getattr(kind, "name", None) == part]
+        if named:  # one of several dataclasses that are told apart by their `name`
+            kinds = named
+            continue
+        hints = typing.get_type_hints(kinds[0])
         if part not in hints:
             return []
-        options = [hints[part]]
-        if typing.get_origin(options[0]) in {typing.Union, types.UnionType}:
-            options = list(typing.get_args(options[0]))
-        kind = next((option for option in options if is_dataclass(option)), None)
-        if kind is None:
+        several = typing.get_origin(hints[part]) in {typing.Union, types.UnionType}
+        options = typing.get_args(hints[part]) if several else [hints[part]]
+        kinds = [option for option in options if is_dataclass(option)]
+        if not kinds:
             return []
-    return list(kind.__dataclass_fields__)
+    return list(kinds[0].__dataclass_fields__)

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import nn
 
-from kdad_dist.config import TeacherConfig
+from kdad_dist.config_methods import TeacherConfig
 from kdad_dist.models.backbone import build_backbone
 
 SEED = 0

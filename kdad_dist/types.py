@@ -25,6 +25,8 @@ class Batch:
     """RGB in [0, 1], not normalised (a method knows the statistics of its teacher)."""
     row: Int64[Tensor, " b"]
     """Position of each image in the list of training samples."""
+    seed: Int64[Tensor, " b"]
+    """Of each image in this epoch: whatever is drawn for it (a mask) is drawn from this."""
     targets: Features | None = None
     """The teacher's features, where they were computed once and cached."""
 
@@ -38,3 +40,5 @@ class Prediction:
     pred_score: Float[Tensor, " b"] | None = None
     """Per image, for methods without a map; otherwise the map is reduced by `score.reduce`."""
     logits: Float[Tensor, "b k"] | None = None
+    reconstruction: Float[Tensor, "b 3 h w"] | None = None
+    """The image as the method believes it should be, RGB in [0, 1]."""

@@ -12,7 +12,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -283,13 +283,17 @@ class IndexedLoader:
         targets = self._targets.read(part.rows) if self._targets else None
         if targets is not None:
             targets = tuple(layer.to(self._device, non_blocking=True) for layer in targets)
-        return Micro(Batch(image, to_row(part.rows, self._device), targets), part.step_images)
+        return Micro(batch_of(part, image, targets), part.step_images)
 
 
-def to_row(rows: Rows, device: torch.device) -> Int64[Tensor, " b"]:
-    """The rows as a tensor on the device."""
-    row = torch.from_numpy(rows.copy())
-    return row.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else row
+def batch_of(
+    part: MicroBatch, image: Float[Tensor, "b 3 s s"], targets: Features | None = None
+) -> Batch:
+    """The images of a pass with their rows and seeds, all on the device of the images."""
+    numbers = torch.from_numpy(np.stack([part.rows, part.seeds]))
+    if image.device.type == "cuda":
+        numbers = numbers.pin_memory().to(image.device, non_blocking=True)
+    return Batch(image, *numbers, targets=targets)
 
 
 def numbered(device: torch.device) -> torch.device:

@@ -34,12 +34,22 @@ def order(count: int, seed: int, epoch: int) -> Rows:
     return np.argsort(mix(start + counter), kind="stable").astype(np.int64)
 
 
+def seeds(rows: Rows, seed: int, epoch: int) -> Rows:
+    """A number for each row, drawn from (seed, epoch, row): what is random about an image in an
+    epoch is drawn from it.
+    """
+    start = mix(np.array([((seed + 1) * 0xD1342543DE82EF95 + epoch + 1) & _MASK], dtype=np.uint64))
+    return mix(start + rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)).astype(np.int64)
+
+
 @dataclass(frozen=True)
 class MicroBatch:
     """What one process contributes to one forward pass of all processes."""
 
     rows: Rows
     """Positions in the list of samples; may be empty."""
+    seeds: Rows
+    """Of each row in this epoch."""
     step_images: int
     """Images of the whole step over all processes, by which the loss is divided."""
 
@@ -78,15 +88,13 @@ class Plan:
             epoch, within = divmod(step, self.steps_per_epoch)
             if epoch != epoch_of_order:
                 epoch_of_order, rows = epoch, order(self.count, self.seed, epoch)
-            yield self.cut(rows[within * self.batch_size : (within + 1) * self.batch_size])
+            yield self.cut(rows[within * self.batch_size : (within + 1) * self.batch_size], epoch)
 
-    def cut(self, batch: Rows) -> list[MicroBatch]:
+    def cut(self, batch: Rows, epoch: int) -> list[MicroBatch]:
         """This process's share of a global batch, in equal numbers of passes on every process."""
         passes = min(self.accumulation, len(batch))
-        return [
-            MicroBatch(part[self.rank :: self.world], len(batch))
-            for part in np.array_split(batch, passes)
-        ]
+        shares = [part[self.rank :: self.world] for part in np.array_split(batch, passes)]
+        return [MicroBatch(rows, seeds(rows, self.seed, epoch), len(batch)) for rows in shares]
 
 
 @dataclass(frozen=True)
@@ -151,7 +159,10 @@ class StreamPlan:
             passes = self._passes(int(shares.max()))
             images = int(shares.sum())
             mine = rows[begin : begin + shares[self.rank]]
-            yield [MicroBatch(part, images) for part in np.array_split(mine, passes)]
+            yield [
+                MicroBatch(part, seeds(part, self.seed, epoch), images)
+                for part in np.array_split(mine, passes)
+            ]
 
     def _passes(self, largest_share: int) -> int:
         if self.micro_batch_size is None:

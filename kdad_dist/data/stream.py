@@ -24,15 +24,14 @@ from kdad_dist.data.loader import (
     AHEAD,
     Decoder,
     Micro,
+    batch_of,
     in_advance,
     numbered,
     to_float,
-    to_row,
 )
 from kdad_dist.data.plan import MicroBatch, StreamPlan, by_shard
 from kdad_dist.data.reader import DAMAGED, Fit, check_member, check_root, shard_address
 from kdad_dist.errors import DataError
-from kdad_dist.types import Batch
 
 
 class StreamLoader:
@@ -101,7 +100,7 @@ class StreamLoader:
         for part in parts:
             items = [(self._samples[row], held.data(row)) for row in part.rows.tolist()]
             image = to_float(self._decoder.read(items, pin), self._device)
-            micros.append(Micro(Batch(image, to_row(part.rows, self._device)), part.step_images))
+            micros.append(Micro(batch_of(part, image), part.step_images))
         return micros
 
     def _image(self, item: tuple[Sample, bytes]) -> NDArray[np.uint8]:

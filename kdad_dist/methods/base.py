@@ -19,11 +19,14 @@ class Method(nn.Module, ABC):
     """The only part that is wrapped, optimised and saved."""
     teacher: nn.Module | None
     """Frozen, in eval mode, never wrapped, never saved."""
+    caches_targets: bool
+    """Whether `targets` of all images shall be computed once, before training."""
 
     def __init__(self) -> None:
         super().__init__()
         # Not a default in the class: it would hide the module that torch keeps elsewhere.
         self.teacher = None
+        self.caches_targets = False
 
     @abstractmethod
     def forward(self, batch: Batch) -> Losses:

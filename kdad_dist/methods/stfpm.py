@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kdad_dist.config import StfpmConfig
+from kdad_dist.config_methods import StfpmConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.models.backbone import FeatureNet, build_student, build_teacher
 from kdad_dist.types import Batch, Features, Losses, Prediction
@@ -24,6 +24,7 @@ class Stfpm(Method):
         self.config = config
         self.teacher: FeatureNet = build_teacher(config.teacher, seed)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.student = build_student(config.teacher, seed)
+        self.caches_targets = config.cache_teacher
         self.train()
 
     def forward(self, batch: Batch) -> Losses:

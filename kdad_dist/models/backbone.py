@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdad_dist.config import TeacherConfig
+from kdad_dist.config_methods import TeacherConfig
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.weights import LOCAL_FILE, fetch, load_weights, read_weights
 from kdad_dist.types import Features

@@ -47,7 +47,7 @@ def open_loaders(
         ConfigError: the teacher's features are to be cached of images that are streamed.
     """
     data = config.data
-    if data.access == "stream" and config.method.cache_teacher:
+    if data.access == "stream" and method.caches_targets:
         raise ConfigError(
             "method.cache_teacher needs images at random access, and data.access is stream",
             "set data.access=indexed or method.cache_teacher=false",
@@ -75,7 +75,7 @@ def open_indexed(
     data, train = config.data, config.train
     pixels = open_pixels(samples, index, data.image_size, data.cache, here.device)
     targets = None
-    if config.method.cache_teacher:
+    if method.caches_targets:
         name = pixel_key(samples, index, data.image_size)
         targets = cached_targets(config, name, pixels, method, here)
     plan = Plan(

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "kdad_dist"
 # A part is a folder or a file of the package; `report_charts.py` belongs to the part `report`.
 LAYERS = (
     {"errors", "types"},
-    {"config"},
+    {"config", "draws"},
     {"data", "models", "metrics", "schedule", "pictures"},
     {"methods"},
     {"runtime"},
@@ -25,7 +25,8 @@ LAYERS = (
 DOORWAYS = {
     "accelerate": ("runtime/", "train.py", "score.py"),
     "webdataset": ("data/",),
-    "timm": ("models/backbone.py",),
+    "timm": ("models/backbone.py", "models/mae"),
+    "loralib": ("models/lora.py",),
     "wandb": ("runtime/tracker.py",),
 }
 WITHOUT_TORCH = (

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_dist.config import StfpmConfig, TeacherConfig
+from kdad_dist.config_methods import StfpmConfig, TeacherConfig
 from kdad_dist.methods.stfpm import Stfpm, combine, distance
 from kdad_dist.types import Batch
 
@@ -59,7 +59,7 @@ def maps_of(method: Stfpm, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
 
 def test_the_loss_is_the_papers(method: Stfpm, images: Tensor) -> None:
     targets, features = maps_of(method, images)
-    losses = method(Batch(images, torch.arange(2)))
+    losses = method(Batch(images, torch.arange(2), torch.arange(2)))
     for i in range(2):
         terms = [naive_distance(t[i], s[i]).mean() for t, s in zip(targets, features, strict=True)]
         for layer, term in zip((1, 2, 3), terms, strict=True):
@@ -77,7 +77,7 @@ def test_the_notebooks_loss_is_the_papers_times_batch_over_six(
         for t, s in zip(targets, features, strict=True)
         for i in range(2)
     )
-    ours = method(Batch(images, torch.arange(2)))["loss"].mean()
+    ours = method(Batch(images, torch.arange(2), torch.arange(2)))["loss"].mean()
     torch.testing.assert_close(notebook / 3, ours.detach() * 2 / 6)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from kdad_dist import config as configuration
-from kdad_dist.config import StfpmConfig, TeacherConfig
+from kdad_dist.config_methods import StfpmConfig, TeacherConfig
 from kdad_dist.methods import METHODS, build_method
 from kdad_dist.methods.stfpm import Stfpm
 from kdad_dist.models.weights import weights_hash
@@ -21,7 +21,8 @@ def make(backbone: str = "test_resnet", **options: object) -> Stfpm:
 
 def batch(count: int, seed: int = 0) -> Batch:
     image = torch.rand(count, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
-    return Batch(image.contiguous(memory_format=torch.channels_last), torch.arange(count))
+    row = torch.arange(count)
+    return Batch(image.contiguous(memory_format=torch.channels_last), row, row)
 
 
 def gradients(method: Stfpm, losses: dict[str, Tensor]) -> list[Tensor]:
@@ -73,13 +74,13 @@ def test_cached_targets_give_the_same_loss_without_the_teacher(normalize: bool) 
     targets = method.targets(here.image)
     assert not any(t.requires_grad for t in targets)
     method.teacher.network = torch.nn.Identity()
-    assert torch.equal(method(Batch(here.image, here.row, targets))["loss"], expected)
+    assert torch.equal(method(Batch(here.image, here.row, here.seed, targets))["loss"], expected)
 
 
 def test_losses_are_of_each_image_alone() -> None:
     method = make().eval()
     both = method(batch(2))["loss"]
-    first = method(Batch(batch(2).image[:1], torch.arange(1)))["loss"]
+    first = method(Batch(batch(2).image[:1], torch.arange(1), torch.arange(1)))["loss"]
     torch.testing.assert_close(first, both[:1])
 
 

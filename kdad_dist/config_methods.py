@@ -1,0 +1,126 @@
+"""The `method` section of a configuration: one dataclass for each method, told apart by `name`."""
+
+from dataclasses import field
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+from pydantic.dataclasses import dataclass
+
+from kdad_dist.config_types import CHECKED, Fraction, NonNegative, Positive, PositiveFloat
+
+
+@dataclass(frozen=True, config=CHECKED)
+class TeacherConfig:
+    backbone: str = "resnet18"
+    """Any timm model that gives feature maps, by its timm name."""
+    weights: str = "pretrained"
+    """"pretrained" (timm's hub), "random" (drawn from `seed`), or a .safetensors / .pth file."""
+    layers: Annotated[list[NonNegative], Field(min_length=1)] = field(
+        default_factory=lambda: [1, 2, 3]
+    )
+    """timm `out_indices`, shallow to deep; in a ResNet 1, 2, 3 are layer1, layer2, layer3."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class StfpmConfig:
+    name: Literal["stfpm"] = "stfpm"
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
+    normalize: bool = True
+    """Apply the teacher's mean and standard deviation to the images."""
+    combine: Literal["product", "sum", "sum_per_area"] = "product"
+    """How the layers' maps become one: their product (official), their sum, or their sum after
+    division by each layer's number of positions (notebook)."""
+    read_layers: list[NonNegative] | None = None
+    """Layers whose maps are read, of those that are trained; all of them where not given."""
+    cache_teacher: bool = False
+    """Compute the teacher's features once, before training, and keep them in a file."""
+
+    def __post_init__(self) -> None:
+        if self.read_layers is not None and not set(self.read_layers) <= set(self.teacher.layers):
+            raise ValueError(f"read_layers must be of teacher.layers, {self.teacher.layers}")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class LoraConfig:
+    rank: Positive = 4
+    alpha: PositiveFloat = 1.0
+    """The update B A x is multiplied by alpha / rank."""
+    dropout: Fraction = 0.0
+    """Of the input of A, while training."""
+    targets: Annotated[list[str], Field(min_length=1)] = field(
+        default_factory=lambda: ["attn.qkv", "attn.proj"]
+    )
+    """Linear layers of each block, by name; mlp.fc1 and mlp.fc2 adapt the MLP too."""
+    parts: Annotated[list[Literal["encoder", "decoder"]], Field(min_length=1)] = field(
+        default_factory=lambda: ["encoder", "decoder"]
+    )
+
+
+@dataclass(frozen=True, config=CHECKED)
+class InferenceConfig:
+    masks: Annotated[int, Field(ge=2)] = 4
+    """Masks M that hide each patch exactly once; L - L/M patches are visible under each."""
+    pattern: Literal["stripes", "diagonal", "lattice", "random"] = "stripes"
+    """Which patches are hidden together: columns of patches (the seed's), diagonals, a square
+    lattice (M must be a square number), or parts of a permutation drawn from the run's seed."""
+    partitions: Positive = 1
+    """With `random`: so many partitions, whose error maps are averaged."""
+    error: Literal["normalised", "pixel"] = "normalised"
+    """Squared error of patches normalised by their own mean and deviation, or of pixel values."""
+    map: Literal["pixel", "patch"] = "pixel"
+    """Resolution of the error: every pixel, or the mean over each patch."""
+
+    def __post_init__(self) -> None:
+        if self.partitions > 1 and self.pattern != "random":
+            raise ValueError("several partitions exist only with pattern random")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class LoraMaeConfig:
+    name: Literal["loramae"] = "loramae"
+    preset: str = "mae_vit_large_patch7"
+    """Architecture: mae_vit_{base,large}_patch16, mae_vit_{large,huge}_patch14,
+    mae_vit_large_patch7, and for a CPU mae_vit_small_patch7, mae_vit_tiny_patch8."""
+    weights: str = "pretrained"
+    """"pretrained" (the MAE encoder of timm's hub), "random" (drawn from `seed`), or a file: MAE's
+    own (.pth, encoder only or full), timm's ViT, or an export of another run (.safetensors)."""
+    patch_embed: Literal["resample", "reinit"] = "resample"
+    """What to do with a patch embedding of weights made for another patch size."""
+    mask_ratio: Annotated[float, Field(gt=0, lt=1)] = 0.75
+    """Share of the patches that is hidden while training."""
+    norm_pix_loss: bool = True
+    """Predict patches normalised by their own mean and deviation instead of pixel values."""
+    lora: LoraConfig | None = field(default_factory=LoraConfig)
+    """null: no LoRA; all weights are trained (with freeze_non_lora=false)."""
+    freeze_non_lora: bool = True
+    """Train only LoRA inside the blocks; the few layers outside of blocks are trained always."""
+    freeze_random: bool = False
+    """Insist on freezing blocks whose weights were drawn at random. Where the decoder has no
+    pretrained weights, it is otherwise trained in full and not adapted by LoRA."""
+    activation_checkpointing: bool = False
+    """Compute each block again in the backward pass instead of keeping its activations."""
+    inference: InferenceConfig = field(default_factory=InferenceConfig)
+
+    def __post_init__(self) -> None:
+        if self.lora is None and self.freeze_non_lora:
+            raise ValueError("freeze_non_lora=true without lora leaves no block to train")
+        if self.weights == "random" and self.freeze_non_lora and not self.freeze_random:
+            raise ValueError(
+                "weights=random with freeze_non_lora=true would freeze a network that was never "
+                "trained; name a weights file, or insist with freeze_random=true"
+            )
+
+
+def _name(section: Any) -> str:
+    """The method of a `method` section; one that names none is STFPM."""
+    if isinstance(section, dict):
+        return section.get("name", "stfpm")
+    return getattr(section, "name", "stfpm")
+
+
+MethodConfig = Annotated[
+    Annotated[StfpmConfig, Tag("stfpm")] | Annotated[LoraMaeConfig, Tag("loramae")],
+    Discriminator(_name),
+]
+READING = {"stfpm": ("combine", "read_layers"), "loramae": ("inference",)}
+"""Keys of each method that decide how a trained student is read, and not what is trained."""

@@ -1,0 +1,14 @@
+"""Kinds of values that a configuration may hold, with their limits."""
+
+from typing import Annotated
+
+from pydantic import BeforeValidator, ConfigDict, Field
+
+CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+# YAML 1.1 reads an unquoted `no` as false.
+NO = BeforeValidator(lambda v: "no" if v is False else v)
