@@ -8,12 +8,14 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import BarColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
 log = logging.getLogger(__name__)
 CONSOLE = Console(stderr=True)
 SECONDS_BETWEEN_LINES = 15
+WIDE = 100
+"""Columns of a terminal that holds a whole bar with everything that is said beside it."""
 
 
 def log_to_stderr() -> None:
@@ -56,7 +58,7 @@ class Progress:
         self.done += count
         left = self.seconds_left()
         eta = f"{duration(left)} left" if left is not None else ""
-        text = "  ".join(part for part in (note, eta) if part)
+        text = "  ".join(part for part in (eta, note) if part)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, total=self.total, note=text)
         elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
@@ -75,15 +77,18 @@ def progress(
             shown._said = float("inf")
         yield shown
         return
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn(unit),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Bar(*columns, console=CONSOLE) as bar:
+    with Bar(*columns(CONSOLE.width, unit), console=CONSOLE) as bar:
         yield Progress(bar, title, total, unit, done)
+
+
+def columns(width: int, unit: str) -> list[ProgressColumn]:
+    """What stands in the line, the most important first: a narrow terminal cuts off its end, since
+    a line that wraps is repeated all over the screen.
+    """
+    said = "{task.completed}/{task.total} " + unit + "  {task.fields[note]}"
+    if width >= WIDE:
+        return [TextColumn("{task.description:.40}"), BarColumn(), TextColumn(said)]
+    return [TextColumn("{task.description:.16}  " + said)]
 
 
 def duration(seconds: float) -> str:
