@@ -19,6 +19,7 @@ from kdad_dist.models.norm import convert_batchnorm, several_values
 from kdad_dist.models.weights import load_weights, read_weights, weights_hash
 from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
+from kdad_dist.runtime.finished import finished, say_so
 from kdad_dist.runtime.loaders import Loader, open_loaders
 from kdad_dist.runtime.preemption import Agreement, StopRequest
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
@@ -69,6 +70,8 @@ def train(config: RunConfig) -> None:
             if_main = [claimed(config)] if here.is_main else []
             shared(lambda: [stack.enter_context(claim) for claim in if_main])
             with building(config.directory, here.is_main):
+                if finished(config, here.is_main):
+                    return
                 run = build(config, here)
                 if here.is_main:
                     note(config, run.index)
@@ -82,7 +85,7 @@ def fit(run: Run) -> None:
     record = Recorder(run.config, run.session, run.loader, run.state, run.steps)
     saving, best = SaveTimer(run.config), run.best
     run.method.train()
-    with record.recording():
+    with stop.heeding_interrupts(), record.recording():
         for step, micros in enumerate(run.loader.steps(run.state.step, run.steps), run.state.step):
             done, lr = step + 1, rate(run, step)
             losses, norm = take_step(run, micros, lr)
@@ -213,6 +216,10 @@ def build(config: RunConfig, here: Session) -> Run:
     state, best = resume(checkpoints, method.student, optimizer, here)
     epochs = config.train.epochs or 0
     steps = config.train.steps or epochs * loader.steps_per_epoch
+    if state.step >= steps:
+        say_so(config.directory, steps)
+    elif state.step:
+        log.info("going on from step %d of %d", state.step, steps)
     return Run(
         config,
         here,
@@ -280,5 +287,4 @@ def resume(
         saved = checkpoints.manifest(path)["metrics"]
         scaler.load_state_dict(scaler.state_dict() | {name: saved[name] for name in SCALER})
     best = checkpoints.best()
-    log.info("going on from step %d (%s)", state.step, path)
     return state, math.inf if best is None else checkpoints.manifest(best)["metrics"]["val_loss"]

@@ -547,16 +547,36 @@ def test_an_interrupted_pack_leaves_whole_shards_and_goes_on(tmp_path):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_an_interrupted_training_says_so_and_goes_on(config, tmp_path, processes):
+def test_an_interrupted_training_saves_and_goes_on(config, tmp_path, processes):
     out = tmp_path / "out"
     words = ["train", config, f"output={out}", "checkpoint.every_steps=2"]
     launched = Launched([*words, "train.steps=5000", "train.validate_every=9999"], processes)
-    interrupted(interrupt(launched, lambda: bool(list(out.glob("checkpoints/step_*")))))
-    assert json.loads((out / "status.json").read_text())["state"] == "failed"
-    step = max(int(path.name[5:]) for path in out.glob("checkpoints/step_*"))
-    more = [f"train.steps={step + 2}", "train.changed_config=accept"]
+    outcome = interrupt(launched, lambda: bool(list(out.glob("checkpoints/step_*"))))
+    assert outcome.codes == [75] * processes, outcome.text
+    assert "received SIGINT: saving and stopping" in outcome.text
+    status = json.loads((out / "status.json").read_text())
+    assert status["state"] == "preempted"
+    more = [f"train.steps={status['step'] + 2}", "train.changed_config=accept"]
     outcome = succeeds(*words, *more, processes=processes)
-    assert "going on from step" in outcome.text
+    assert f"going on from step {status['step']} of" in outcome.text
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_second_ctrl_c_ends_a_training_at_once(config, tmp_path, processes):
+    out = tmp_path / "out"
+    words = ["train", config, f"output={out}", "checkpoint.every_steps=2", "train.steps=5000"]
+    # The processes would agree on the first one only after many thousand steps.
+    launched = Launched([*words, "train.check_every=100000"], processes)
+
+    def asked() -> bool:
+        if list(out.glob("checkpoints/step_*")):
+            launched.kill(signal.SIGINT)
+            time.sleep(0.3)
+            return True
+        return False
+
+    interrupted(interrupt(launched, asked))
+    assert json.loads((out / "status.json").read_text())["reason"] == "interrupted"
 
 
 @pytest.mark.parametrize("processes", [1, 2])

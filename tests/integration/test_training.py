@@ -107,8 +107,21 @@ def test_a_killed_run_ends_with_the_weights_of_the_undisturbed_one(config, undis
 def test_a_finished_run_started_again_changes_nothing(config, undisturbed):
     run = undisturbed[1]
     before = (run / "metrics.jsonl").read_bytes()
-    succeeds("train", config, f"output={run}")
+    outcome = succeeds("train", config, f"output={run}", "score.topk=7")
     assert (run / "metrics.jsonl").read_bytes() == before
+    assert "finished: it has taken all its 24 steps" in outcome.text
+    assert "going on" not in outcome.text
+    assert "topk: 7" in (run / "config.yaml").read_text()
+    assert json.loads((run / "status.json").read_text())["state"] == "finished"
+
+
+def test_a_finished_run_goes_on_when_it_is_given_more_steps(config, undisturbed):
+    run = shutil.copytree(undisturbed[2], config.parent / "longer")
+    more = ["train.steps=30", "train.changed_config=accept"]
+    outcome = succeeds("train", config, f"output={run}", *more, processes=2)
+    assert "going on from step 24 of 30" in outcome.text
+    outcome = succeeds("train", config, f"output={run}", *more, processes=2)
+    assert "finished: it has taken all its 30 steps" in outcome.text
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_message(config, undisturbed):
@@ -155,7 +168,7 @@ def test_a_run_whose_time_is_over_saves_and_goes_on_later(config, undisturbed, p
     assert weights(run) == weights(undisturbed[processes])
 
 
-@pytest.mark.parametrize("ask", ["PREEMPT", signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("ask", ["PREEMPT", signal.SIGTERM, signal.SIGUSR1, signal.SIGINT])
 def test_a_run_asked_to_stop_saves_and_leaves_with_75(config, ask):
     run = config.parent / f"asked-{ask}"
     more = ["train.steps=100000", "checkpoint.every_steps=null", "train.validate_every=10000"]

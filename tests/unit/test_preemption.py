@@ -1,6 +1,7 @@
 import os
 import signal
 
+import pytest
 import torch
 
 from kdad_dist.runtime.preemption import Agreement, StopRequest, Verdict
@@ -44,6 +45,21 @@ def test_a_signal_a_file_and_the_clock_each_ask_to_stop(tmp_path):
         assert "max_time" in (StopRequest(tmp_path, max_minutes=0).poll() or "")
         (tmp_path / "PREEMPT").touch()
         assert "PREEMPT" in (StopRequest(tmp_path).poll() or "")
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def test_the_first_ctrl_c_asks_to_stop_and_the_second_ends_at_once(tmp_path):
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    try:
+        stop = StopRequest(tmp_path)
+        with stop.heeding_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert "SIGINT" in (stop.poll() or "")
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
