@@ -60,7 +60,7 @@ class StopRequest:
         if self.reason is not None and not self._said:
             self._said = True  # not by the handler, which may come amidst other output
             again = "; Ctrl-C again stops at once" if "SIGINT" in self.reason else ""
-            log.info("%s: saving and stopping within a few steps%s", self.reason, again)
+            log.info("%s: stopping in order, which may take a few steps%s", self.reason, again)
         return self.reason
 
 

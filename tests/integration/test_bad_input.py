@@ -553,7 +553,7 @@ def test_an_interrupted_training_saves_and_goes_on(config, tmp_path, processes):
     launched = Launched([*words, "train.steps=5000", "train.validate_every=9999"], processes)
     outcome = interrupt(launched, lambda: bool(list(out.glob("checkpoints/step_*"))))
     assert outcome.codes == [75] * processes, outcome.text
-    assert "received SIGINT: saving and stopping" in outcome.text
+    assert "received SIGINT: stopping in order" in outcome.text
     status = json.loads((out / "status.json").read_text())
     assert status["state"] == "preempted"
     more = [f"train.steps={status['step'] + 2}", "train.changed_config=accept"]
