@@ -11,6 +11,10 @@ teacher's ImageNet weights come from a file, since no hub is asked. Prints one l
   of the batches but the first, taken for all images, plus the seconds that the metrics take;
 * `test_loop_images_per_second`, `metrics_seconds`: its two parts;
 * `image_auroc`, `pixel_auroc`, `pixel_aupro`, and what was run.
+
+With `--keep FOLDER` it also writes what it learnt (`student.safetensors`) and the test images' maps
+as the network gives them (`maps.npy`, in the order of `names.json`), for others to measure: its own
+figures are taken after its post-processing, which cuts off at 0 and 1.
 """
 
 import argparse
@@ -23,6 +27,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import timm
 import torch
 from anomalib.data import Folder
@@ -31,7 +36,7 @@ from anomalib.metrics import AUPRO, AUROC, Evaluator
 from anomalib.models import Stfpm
 from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 
 class Stopwatch(Callback):
@@ -90,6 +95,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="a folder for the student and its raw maps")
     return parser.parse_args()
 
 
@@ -126,6 +132,8 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, float | int | 
     if options.steps:
         engine.validate(model, datamodule=data)
     (figures,) = engine.test(model, datamodule=data)
+    if options.keep:
+        keep(options.keep, model, data)
     images = sum(count for _, count in stopwatch.test)
     metrics_seconds = stopwatch.test_end - stopwatch.test[-1][0]
     loop_rate = stopwatch.test_loop_rate()
@@ -146,6 +154,24 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, float | int | 
         "anomalib": version("anomalib"),
         "torch": torch.__version__,
     }
+
+
+@torch.no_grad()
+def keep(folder: Path, model: Stfpm, data: Folder) -> None:
+    """Writes the student, and the raw maps of the test images with their names, KIND/FILE."""
+    folder.mkdir(parents=True, exist_ok=True)
+    network, maps, names = model.model.eval().cpu(), [], []
+    for batch in data.test_dataloader():
+        image, _ = model.pre_processor.transform(batch.image, batch.gt_mask)
+        maps.append(network(image).anomaly_map.squeeze(1).numpy())
+        names += ["/".join(Path(path).parts[-2:]) for path in batch.image_path]
+    np.save(folder / "maps.npy", np.concatenate(maps))
+    (folder / "names.json").write_text(json.dumps(names))
+    student = network.student_model.feature_extractor.state_dict()
+    save_file(
+        {name: value.contiguous() for name, value in student.items()},
+        folder / "student.safetensors",
+    )
 
 
 def read_teacher_from(weights: Path) -> None:
