@@ -1,15 +1,30 @@
-"""Random numbers that depend on nothing but an image's own seed.
+"""Random numbers that depend on nothing but seeds: of the run for weights, of an image for images.
 
 Every image carries a seed made of (run's seed, epoch, image). What is drawn for it is a hash of
 that seed and a counter: the same on every device, for any batch it stands in, and on any number
 of processes.
 """
 
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 _GOLDEN = 0x9E3779B97F4A7C15 - (1 << 64)  # as a signed 64-bit number, which torch has
+
+
+@contextmanager
+def seeded(seed: int, purpose: str) -> Iterator[None]:
+    """Within it, torch's global CPU generator, from which libraries draw initial weights, is
+    seeded by (seed, purpose); afterwards it is as it was.
+    """
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(int.from_bytes(digest[:7], "big"))
+        yield
 
 
 def hashes(seed: Int64[Tensor, " b"], count: int, stream: int = 0) -> Int64[Tensor, "b {count}"]:

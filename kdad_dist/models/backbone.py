@@ -2,7 +2,6 @@
 
 import copy
 import difflib
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdad_dist.config_methods import TeacherConfig
+from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
-from kdad_dist.models.weights import LOCAL_FILE, fetch, load_weights, read_weights
+from kdad_dist.models.weights import fetch, load_weights, local_file, read_weights
 from kdad_dist.types import Features
 
 Role = Literal["teacher", "student"]
@@ -96,10 +96,8 @@ def build_backbone(
         )
     cfg = timm.get_pretrained_cfg(name)
     assert cfg is not None
-    file = _pretrained_file(name) if weights == "pretrained" else None
-    # timm draws initial weights from torch's global CPU generator.
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_stream(seed, role))
+    file = pretrained_file(name) if weights == "pretrained" else None
+    with seeded(seed, role):
         network = _create(name, layers, file)
     if weights not in {"pretrained", "random"}:
         load_weights(network, read_weights(Path(weights)), weights)
@@ -166,13 +164,16 @@ def _layers(name: str) -> str:
     return ", ".join(f"{index} ({module})" for index, module in enumerate(modules))
 
 
-def _pretrained_file(name: str) -> Path:
+def pretrained_file(name: str, key: str = "method.teacher.weights") -> Path:
+    """The hub's file of a timm model's pretrained weights.
+
+    Args:
+        key: of the configuration, which could name a local file instead.
+
+    Raises:
+        WeightsError: there is none, or it is neither cached nor reachable.
+    """
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.hf_hub_id:
-        raise WeightsError(f"timm has no pretrained weights of {name} on the hub", LOCAL_FILE)
-    return fetch(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors")
-
-
-def _stream(seed: int, role: Role) -> int:
-    digest = hashlib.sha256(f"{role} {seed}".encode()).digest()
-    return int.from_bytes(digest[:7], "big")
+        raise WeightsError(f"timm has no pretrained weights of {name} on the hub", local_file(key))
+    return fetch(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors", key)

@@ -1,5 +1,6 @@
 """Weights of a network: reading the files that people have, fetching what the hub has, hashing."""
 
+import argparse
 import hashlib
 import pickle
 import re
@@ -21,10 +22,6 @@ from kdad_dist.errors import WeightsError
 
 HUB_PATIENCE = 4.0
 """Seconds. The hub's own client would retry for 46 s before it says that there is no network."""
-LOCAL_FILE = (
-    "copy the file here and name it: method.teacher.weights=FILE.safetensors (or FILE.pth); "
-    'or, to try things out without pretraining, method.teacher.weights="random"'
-)
 PREFIXES = re.compile(r"^((module|model|backbone|network|student|teacher)\.)+")
 """What wrappers (DataParallel, Lightning, feature extractors, ours) put before a network's keys."""
 UNPICKLING = (pickle.UnpicklingError, LookupError, TypeError, AttributeError, struct.error)
@@ -48,7 +45,9 @@ def read_weights(path: Path, key: str = "method.teacher.weights") -> dict[str, T
         if path.suffix == ".safetensors":
             return load_file(path)
         if path.suffix in {".pth", ".pt"}:
-            return _tensors(torch.load(path, map_location="cpu", weights_only=True), path)
+            # MAE's training checkpoints hold their command line; to unpickle that runs no code.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return _tensors(torch.load(path, map_location="cpu", weights_only=True), path)
     except UNPICKLING as error:
         raise WeightsError(
             f"{path} is not a plain file of tensors: loading it would run code, or it is damaged",
@@ -109,12 +108,9 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) ->
         elif not tensor.isfinite().all():
             faults.append(f"{key}: holds NaN or infinity")
     if faults:
-        shown = "\n  ".join(
-            [*faults[:10], *([f"and {len(faults) - 10} more"] * (len(faults) > 10))]
-        )
         raise WeightsError(
             f"{source} does not fit the backbone: {len(faults)} of its {len(needed)} tensors "
-            f"do not match\n  {shown}",
+            f"do not match{listed(faults)}",
             "name the backbone that the weights were made for, or only layers that they hold "
             "(method.teacher.backbone, method.teacher.layers)",
         )
@@ -133,8 +129,25 @@ def weights_hash(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def fetch(repository: str, filename: str) -> Path:
+def listed(faults: list[str]) -> str:
+    """The first ten, each on a line of its own, and how many more there are."""
+    more = [f"and {len(faults) - 10} more"] if len(faults) > 10 else []
+    return "".join(f"\n  {line}" for line in [*faults[:10], *more])
+
+
+def local_file(key: str) -> str:
+    """What to do where the hub has no file or cannot be reached."""
+    return (
+        f"copy the file here and name it: {key}=FILE.safetensors (or FILE.pth); "
+        f'or, to try things out without pretraining, {key}="random"'
+    )
+
+
+def fetch(repository: str, filename: str, key: str) -> Path:
     """A file of the Hugging Face hub: from its cache without any request, else downloaded.
+
+    Args:
+        key: of the configuration, which could name a local file instead.
 
     Raises:
         WeightsError: it is neither cached nor reachable; takes seconds.
@@ -152,7 +165,7 @@ def fetch(repository: str, filename: str) -> Path:
         f"the pretrained weights {repository} are not in {constants.HF_HUB_CACHE}, "
         f"and the hub {constants.ENDPOINT} {trouble}",
         f"where there is a network, download {constants.ENDPOINT}/{repository}/resolve/main/"
-        f"{filename}; {LOCAL_FILE}",
+        f"{filename}; {local_file(key)}",
     )
 
 
