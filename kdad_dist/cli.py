@@ -145,6 +145,7 @@ def score(
 ) -> None:
     """Score the test split of a run's data, or new images."""
     from kdad_dist.config import load_run
+    from kdad_dist.report_text import speed, table
     from kdad_dist.runtime.launch import check_precision
 
     more = [] if shards is None else [f"data.shards={json.dumps(shards)}"]
@@ -153,18 +154,22 @@ def score(
     if images:
         from kdad_dist.predict import predict
 
-        say(f"scores: {predict(config, images, out)}")
+        path, facts = predict(config, images, out)
+        if facts:
+            say(f"{speed(facts['provenance'])}\nscores: {path}")
+            if as_json:
+                answer(facts)
         return
     if out is not None:
         raise UsageError("--out goes with --images", "leave it out; scores are written to the run")
-    from kdad_dist.report_text import table
     from kdad_dist.runtime.rundir import metrics_file, other_data
     from kdad_dist.score import score as score_run
 
     metrics = score_run(config)
     if metrics:
         after = "" if other_data(config) else f"\nnext: kdad report {run}"
-        say(f"{table(metrics)}\n\nmetrics: {metrics_file(config)}{after}")
+        done = f"{table(metrics)}\n\n{speed(metrics['provenance'])}"
+        say(f"{done}\nmetrics: {metrics_file(config)}{after}")
         if as_json:
             answer(metrics)
 

@@ -1,96 +1,98 @@
 """Scoring new images: files, folders or patterns, without ground truth.
 
-Writes `predictions.csv`, and for each image its anomaly map (16-bit PNG or npy), an overlay, and,
-at the threshold of `metrics.json`, a binary mask and the boxes of its regions. Overlay, mask and
-boxes have the size of the image itself, the map has that of the network's input.
+Writes `predictions.csv`, `predictions.json` (what they were made with, and how fast), and for each
+image its anomaly map (16-bit PNG or npy), an overlay, its reconstruction where the method gives
+one, and, at the threshold of `metrics.json`, a binary mask and the boxes of its regions. Overlay,
+mask and boxes have the size of the image itself, map and reconstruction that of the network's
+input.
 """
 
 import csv
 import glob
 import json
-import logging
 import os
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from kdad_dist.config import RunConfig
-from kdad_dist.data.image import EXTENSIONS, decode_image, read_file
-from kdad_dist.data.loader import to_float
-from kdad_dist.data.reader import Fit
-from kdad_dist.errors import DataError, UsageError
-from kdad_dist.methods.readout import Detector, readout_of
+from kdad_dist.data.image import EXTENSIONS
+from kdad_dist.detector import Detector, of_run, pixels
+from kdad_dist.detector_facts import Timing, provenance
+from kdad_dist.errors import DataError
 from kdad_dist.pictures import heat, save_png16
 from kdad_dist.runtime import files, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
-from kdad_dist.runtime.restore import Trained, load_standard, restore
-from kdad_dist.runtime.rundir import data_fact, metrics_file, other_shards
 from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.stopping import Stop, forget_requests
 from kdad_dist.runtime.together import shared
 
 SUFFIXES = frozenset(f".{ext}" for ext in EXTENSIONS.values()) | {".jpeg", ".tiff"}
-log = logging.getLogger(__name__)
 BOX_COLOUR = (255, 255, 255)
-TABLE = "predictions.csv"
-FOLDERS = ("maps", "overlays", "masks")
-COLUMNS = ["file", "pred_score", "pred_label", "boxes", "map", "overlay", "mask"]
+TABLE, FACTS = "predictions.csv", "predictions.json"
+FOLDERS = ("maps", "overlays", "reconstructions", "masks")
+COLUMNS = [
+    *("file", "pred_score", "pred_label", "boxes"),
+    *("map", "overlay", "reconstruction", "mask"),
+]
+
+
+class Written(NamedTuple):
+    """What became of a unit of images."""
+
+    rows: list[dict[str, Any]]
+    seconds: float
 
 
 @dataclass(frozen=True)
 class Predictor:
     """Scores a unit of image files and writes their pictures."""
 
-    config: RunConfig
     detector: Detector
-    fit: Fit
-    device: torch.device
-    threshold: dict[str, Any]
     out: Path
     names: dict[Path, str]
 
-    def __call__(self, paths: Sequence[Path]) -> list[dict[str, Any]]:
-        originals = [decode_image(read(path), str(path)) for path in paths]
-        pixels = torch.from_numpy(np.stack([self.fit.image(image) for image in originals]))
-        prediction = self.detector(to_float(pixels.permute(0, 3, 1, 2), self.device))
-        assert prediction.pred_score is not None
-        scores = prediction.pred_score.tolist()
-        maps = prediction.anomaly_map
-        host = [None] * len(paths) if maps is None else list(maps.cpu().numpy())
-        return [
-            self.row(path, image, score) | self.pictures(path, image, anomaly_map)
-            for path, image, score, anomaly_map in zip(paths, originals, scores, host, strict=True)
-        ]
-
-    def row(self, path: Path, image: NDArray[np.uint8], score: float) -> dict[str, Any]:
-        limit = self.threshold["value"]
-        label = None if limit is None else int(score > limit)
-        return {"file": str(path), "pred_score": score, "pred_label": label}
+    def __call__(self, paths: Sequence[Path]) -> Written:
+        originals = [pixels(path, str(path)) for path in paths]
+        found = self.detector.predict(originals)
+        rows = []
+        for i, (path, image) in enumerate(zip(paths, originals, strict=True)):
+            label = None if found.pred_label is None else int(found.pred_label[i])
+            row = {"file": str(path), "pred_score": found.pred_score[i].item(), "pred_label": label}
+            if found.anomaly_map is not None:
+                row |= self.pictures(self.names[path], image, found.anomaly_map[i])
+            if found.reconstruction is not None:
+                row["reconstruction"] = f"{self.names[path]}.png"
+                place = self.place("reconstructions", row["reconstruction"])
+                Image.fromarray(found.reconstruction[i]).save(place)
+            rows.append(row)
+        return Written(rows, found.seconds)
 
     def pictures(
-        self, path: Path, image: NDArray[np.uint8], anomaly_map: NDArray[np.float32] | None
+        self, name: str, image: NDArray[np.uint8], anomaly_map: NDArray[np.float32]
     ) -> dict[str, Any]:
-        """Writes what there is to see of one image; the names of the files, and the boxes."""
-        if anomaly_map is None:
-            return {}
-        name, limit = self.names[path], self.threshold["pixel_value"]
-        as_npy = self.config.score.save_maps == "npy"
-        map_file = self.out / "maps" / f"{name}.{'npy' if as_npy else 'png'}"
+        """Writes what the map of one image shows; the names of the files, and the boxes."""
+        limit = self.detector.threshold.pixel_value
+        as_npy = self.detector.config.score.save_maps == "npy"
+        map_file = self.place("maps", f"{name}.{'npy' if as_npy else 'png'}")
         if as_npy:
             np.save(map_file, anomaly_map)
         else:
             save_png16(map_file, anomaly_map)
         full = enlarge(anomaly_map, image.shape[0], image.shape[1])
-        picture = heat(Image.fromarray(image), full / max(limit or full.max(), 1e-12) / 2)
+        brightest = 2 * max(limit or full.max().item(), 1e-12)
+        picture = heat(Image.fromarray(image), full / np.float32(brightest))
         written: dict[str, Any] = {"map": map_file.name, "overlay": f"{name}.jpg"}
         if limit is not None:
             mask = full > limit
@@ -98,65 +100,72 @@ class Predictor:
             draw = ImageDraw.Draw(picture)
             for left, top, right, bottom in boxes:
                 draw.rectangle((left, top, right - 1, bottom - 1), outline=BOX_COLOUR, width=2)
-            Image.fromarray(mask.astype(np.uint8) * 255).save(self.out / "masks" / f"{name}.png")
+            Image.fromarray(mask.astype(np.uint8) * 255).save(self.place("masks", f"{name}.png"))
             written |= {"mask": f"{name}.png", "boxes": json.dumps(boxes)}
-        picture.save(self.out / "overlays" / written["overlay"], quality=92)
+        picture.save(self.place("overlays", written["overlay"]), quality=92)
         return written
 
+    def place(self, folder: str, name: str) -> Path:
+        (self.out / folder).mkdir(exist_ok=True)
+        return self.out / folder / name
 
-def predict(config: RunConfig, patterns: Sequence[str], out: Path | None = None) -> Path:
+
+def predict(
+    config: RunConfig, patterns: Sequence[str], out: Path | None = None
+) -> tuple[Path, dict[str, Any]]:
     """Scores the images of files, folders and patterns with the detector of a run.
 
     Args:
         out: where to write; `predictions/` below the run where not given.
 
     Returns:
-        The CSV file with one line per image.
+        The CSV file with one line per image, and the content of `predictions.json` ({} on other
+        processes than the main one).
 
     Raises:
         DataError: there is no such image, one cannot be decoded, or `out` holds something else or
             cannot be written.
         UsageError: the configuration names other shards than the run's.
+        Preempted: it was asked to stop; nothing was written.
     """
-    if other_shards(config):
-        raise UsageError(
-            "new images are judged by the threshold of the run's own data, not of other shards",
-            "leave out --shards or --images",
-        )
     paths = find_images(patterns)
     out = (out or config.directory / "predictions").resolve()
     with session.start() as here:
         shared(lambda: refuse_foreign(out) if here.is_main else None)
+        run = config.directory
+        write(run, lambda: forget_requests(run) if here.is_main else None)
         with filled(out, here) as partial:
-            trained = restore(config)
-            method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
-            resize = shared(lambda: data_fact(config, "resize"))
-            threshold = shared(lambda: read_threshold(config, trained))
-            predictor = Predictor(
-                config,
-                Detector(method, config.score, shared(lambda: load_standard(config))),
-                Fit(config.data.image_size, None, resize),
-                here.device,
-                threshold,
-                partial,
-                unique_names(paths),
+            stop = Stop(run, partial)
+            detector = of_run(config, here.device)
+            predictor = Predictor(detector, partial, unique_names(paths))
+            units = cut(paths, config.score.batch_size)
+            started = time.monotonic()
+            write(partial, lambda: run_units(predictor, units, stop, here))
+            seconds = time.monotonic() - started
+            facts = write(
+                partial, lambda: finish(predictor, seconds, here.world) if here.is_main else {}
             )
-            write(partial, lambda: run_units(predictor, cut(paths, config.score.batch_size), here))
-            write(partial, lambda: write_table(partial) if here.is_main else None)
-    return out / TABLE
+    return out / TABLE, facts
 
 
-def run_units(predictor: Predictor, units: Sequence[Sequence[Path]], here: Session) -> None:
+def run_units(
+    predictor: Predictor, units: Sequence[Sequence[Path]], stop: Stop, here: Session
+) -> None:
     """Scores this process's share and writes it down; talks to no other process."""
-    for folder in FOLDERS:
-        (predictor.out / folder).mkdir(exist_ok=True)
-    rows = []
+    rows, timings = [], []
     images = sum(map(len, units[here.rank :: here.world]))
-    with progress("scoring", images, "images", visible=here.is_main) as bar:
-        for number, found in work(units, predictor, here):
-            rows += [{"order": [number, i], **row} for i, row in enumerate(found)]
-            bar.advance(len(found))
-    files.write_json(predictor.out / f"rank_{here.rank:05d}.json", rows)
+    with (
+        progress("scoring", images, "images", visible=here.is_main) as bar,
+        closing(work(units, predictor, here)) as done,
+    ):
+        stop.check()
+        for number, found in done:
+            rows += [{"order": [number, i], **row} for i, row in enumerate(found.rows)]
+            timings.append(Timing(len(found.rows), found.seconds))
+            bar.advance(len(found.rows))
+            stop.check()
+    part = {"rows": rows, "timings": timings}
+    files.write_json(predictor.out / f"rank_{here.rank:05d}.json", part)
 
 
 def find_images(patterns: Iterable[str]) -> list[Path]:
@@ -198,46 +207,6 @@ def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: name for name, path in names.items()}
 
 
-def read(path: Path) -> bytes:
-    try:
-        return read_file(path)
-    except OSError as error:
-        raise DataError(
-            f"{path} cannot be read: {error.strerror}", "make it readable, or leave it out"
-        ) from None
-
-
-def read_threshold(config: RunConfig, trained: Trained) -> dict[str, Any]:
-    """The thresholds that scoring the test split found; unknown where it has not run like this.
-
-    Raises:
-        DataError: the file that should say so is damaged.
-    """
-    path = metrics_file(config)
-    missing = f"{path} is not there"
-    if path.is_file():
-        try:
-            metrics = json.loads(path.read_text(encoding="utf-8"))
-            limits, origin = metrics["threshold"], metrics["provenance"]
-            found = [origin.get(name) for name in ("checkpoint_step", "readout")]
-        except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-            raise DataError(
-                f"{path} is not what `kdad score` writes: {error}",
-                f"run `kdad score {config.directory}` again",
-            ) from None
-        wanted = [trained.step, readout_of(config.score)]
-        if found == wanted:
-            return limits
-        missing = "{} is of step {}, {}; this is step {}, {}".format(path, *found, *wanted)
-    log.warning(
-        "no threshold, so there are scores but no labels, masks or boxes: %s; for a threshold, run "
-        "`kdad score %s` with the same words first",
-        missing,
-        config.directory,
-    )
-    return {"value": None, "pixel_value": None}
-
-
 def enlarge(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
     """Bilinear, to the size of the image."""
     return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
@@ -253,7 +222,7 @@ def refuse_foreign(out: Path) -> None:
     """Refuses a place with anything in it that is not ours to replace."""
     if not out.exists():
         return
-    ours = {TABLE, *FOLDERS} if (out / TABLE).is_file() else set()
+    ours = {TABLE, FACTS, *FOLDERS} if (out / TABLE).is_file() else set()
     if not out.is_dir() or {path.name for path in out.iterdir()} - ours:
         raise DataError(
             f"{out} exists and is not a folder of predictions alone, so it is not overwritten",
@@ -261,15 +230,22 @@ def refuse_foreign(out: Path) -> None:
         )
 
 
-def write_table(partial: Path) -> None:
-    """Turns what all processes wrote into one table, in the order of the images."""
-    parts = sorted(partial.glob("rank_*.json"))
-    rows = [row for part in parts for row in json.loads(part.read_bytes())]
-    rows.sort(key=lambda row: row["order"])
+def finish(predictor: Predictor, seconds: float, world: int) -> dict[str, Any]:
+    """Turns what all processes wrote into one table, in the order of the images, and the facts."""
+    partial, detector = predictor.out, predictor.detector
+    parts = [json.loads(path.read_bytes()) for path in sorted(partial.glob("rank_*.json"))]
+    rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["order"])
     table = partial / TABLE
     with table.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
-    for part in parts:
-        part.unlink()
+    timings = [Timing(*timing) for part in parts for timing in part["timings"]]
+    facts = {
+        "threshold": asdict(detector.threshold),
+        "provenance": provenance(detector.config, detector.trained, timings, seconds, world),
+    }
+    files.write_json(partial / FACTS, facts)
+    for path in partial.glob("rank_*.json"):
+        path.unlink()
+    return facts

@@ -1,4 +1,4 @@
-"""The metrics as a table for a terminal."""
+"""What scoring found, and how fast, for a terminal."""
 
 from typing import Any
 
@@ -28,6 +28,19 @@ def table(metrics: dict[str, Any]) -> str:
         lines.append("  ".join(cells))
     lines.insert(1, "-" * len(lines[0]))
     return "\n".join(lines)
+
+
+def speed(provenance: dict[str, Any]) -> str:
+    """Images per second of the whole scoring, and how long the images of one unit took."""
+    took = latency(provenance["latency_ms"])
+    return f"speed: {provenance['images_per_second']:g} images/s; {took}"
+
+
+def latency(figures: dict[str, Any]) -> str:
+    """From pixels to map and score, in a sentence."""
+    images = figures["unit_images"]
+    together = "one image" if images == 1 else f"{images} images together"
+    return f"{figures['median']:.3g} ms for {together} (95 % within {figures['p95']:.3g} ms)"
 
 
 def line(name: str, entry: dict[str, Any]) -> list[str]:

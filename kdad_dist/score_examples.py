@@ -1,7 +1,7 @@
 """What a scoring keeps to look at: anomaly maps, and the worst and best examples."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,9 @@ CATEGORIES_IN_FULL = 4
 class Outcome(Protocol):
     @property
     def anomaly_map(self) -> NDArray[np.float32] | None: ...
+
+    @property
+    def reconstruction(self) -> NDArray[np.uint8] | None: ...
 
     @property
     def gt_mask(self) -> NDArray[np.bool_] | None: ...
@@ -51,7 +54,7 @@ def map_name(key: str) -> str:
     return f"{start}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
 
 
-def choose(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
+def choose(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
     """The defective images of lowest and of highest score, and the good ones of highest score."""
     categories = sorted({row["category"] for row in rows})
     each = EACH if len(categories) <= CATEGORIES_IN_FULL else 1
@@ -70,11 +73,13 @@ def choose(rows: list[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def write_examples(
     folder: Path,
-    rows: list[dict[str, Any]],
+    rows: Sequence[dict[str, Any]],
     predict: Callable[[str], Outcome],
     load: Callable[[str], NDArray[np.uint8]],
 ) -> None:
-    """Writes image, mask and map of the chosen examples, and `examples.json` that lists them."""
+    """Writes image, reconstruction, mask and map of the chosen examples, and `examples.json` that
+    lists them; null stands for what there is not.
+    """
     folder.mkdir()
     entries = []
     names = ("key", "category", "defect_type", "gt_label", "pred_score", "pred_label")
@@ -84,6 +89,10 @@ def write_examples(
             continue
         stem = f"{number:04d}"
         Image.fromarray(load(row["key"])).save(folder / f"{stem}_image.png")
+        reconstruction = None
+        if outcome.reconstruction is not None:
+            reconstruction = f"{stem}_reconstruction.png"
+            Image.fromarray(outcome.reconstruction).save(folder / reconstruction)
         mask = None
         if outcome.gt_mask is not None and outcome.gt_mask.any():
             mask = f"{stem}_mask.png"
@@ -91,7 +100,7 @@ def write_examples(
         scale = save_png16(folder / f"{stem}_map.png", outcome.anomaly_map)
         entries.append(
             {name: row[name] for name in names}
-            | {"kind": kind, "image": f"{stem}_image.png", "mask": mask}
-            | {"map": f"{stem}_map.png", "map_max": scale}
+            | {"kind": kind, "image": f"{stem}_image.png", "reconstruction": reconstruction}
+            | {"mask": mask, "map": f"{stem}_map.png", "map_max": scale}
         )
     files.write_json(folder / "examples.json", entries)

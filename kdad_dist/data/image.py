@@ -78,6 +78,21 @@ def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:
     return np.asarray(load_image(data, where)[0].convert("RGB"))
 
 
+def upright_rgb(image: Image.Image, where: str) -> NDArray[np.uint8]:
+    """RGB pixels, (h, w, 3), of a picture that somebody else opened, by the same rules.
+
+    Raises:
+        DataError: it is not one picture that can be trusted; names `where`.
+    """
+    _check_header(image, where)
+    try:
+        image.load()
+        upright = _upright(image)
+    except _DAMAGE as error:
+        raise _undecodable(where, error) from None
+    return np.asarray(_eight_bits(upright, where).convert("RGB"))
+
+
 def decode_mask(data: bytes, where: str) -> NDArray[np.bool_]:
     """Where the mask is set, (h, w), upright.
 
@@ -99,22 +114,7 @@ def decode_mask(data: bytes, where: str) -> NDArray[np.bool_]:
 def load_image(data: bytes, where: str) -> tuple[Image.Image, str]:
     """The upright picture in mode L or RGB, and the extension that fits its bytes."""
     image, file_format = _load(data, where)
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    elif image.mode in {"I", "F"}:
-        raise DataError(
-            f"{where} has 32 bits per pixel, whose black and white are not stated",
-            "convert it to 8 or 16 bits",
-        )
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    if image.mode == "1":
-        image = image.convert("L")
-    if image.mode not in {"L", "RGB"}:
-        image = image.convert("RGB")
-    return image, EXTENSIONS[file_format]
+    return _eight_bits(image, where), EXTENSIONS[file_format]
 
 
 def resize_image(image: NDArray[np.uint8], size: int, mode: Resize = "squash") -> NDArray[np.uint8]:
@@ -157,10 +157,9 @@ def _load(data: bytes, where: str) -> tuple[Image.Image, str]:
             image.verify()  # checksums, at which decoding does not look; 1 % of its time
             image = Image.open(BytesIO(data), formats=_FORMATS)
         image.load()
-        upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
         file_format = image.format
         assert file_format is not None
-        return (image if upright is None else image.transpose(upright)), file_format
+        return _upright(image), file_format
     except DataError:
         raise
     except UnidentifiedImageError:
@@ -173,9 +172,36 @@ def _load(data: bytes, where: str) -> tuple[Image.Image, str]:
             f"{where} says it has more than {2 * MAX_PIXELS:,} pixels", SMALLER
         ) from None
     except _DAMAGE as error:
+        raise _undecodable(where, error) from None
+
+
+def _undecodable(where: str, error: Exception) -> DataError:
+    return DataError(f"{where} cannot be decoded: {error}", "restore the file, or leave it out")
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    return image if turn is None else image.transpose(turn)
+
+
+def _eight_bits(image: Image.Image, where: str) -> Image.Image:
+    """The picture in mode L or RGB."""
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in {"I", "F"}:
         raise DataError(
-            f"{where} cannot be decoded: {error}", "restore the file, or leave it out"
-        ) from None
+            f"{where} has 32 bits per pixel, whose black and white are not stated",
+            "convert it to 8 or 16 bits",
+        )
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    if image.mode == "1":
+        image = image.convert("L")
+    if image.mode not in {"L", "RGB"}:
+        image = image.convert("RGB")
+    return image
 
 
 def _check_header(image: Image.Image, where: str) -> None:

@@ -1,14 +1,15 @@
 """From a method's raw map to what is reported: smoothing, and the reduction to one score."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdad_dist.config import ScoreConfig
+from kdad_dist.config import RunConfig, ScoreConfig, flatten, plain
+from kdad_dist.config_methods import READING
 from kdad_dist.methods.base import Method
 from kdad_dist.types import Prediction
 
@@ -52,8 +53,8 @@ class Standard:
         return ((anomaly_map - mean) / deviation).clamp_min(0)
 
 
-class Detector(nn.Module):
-    """Images in, smoothed anomaly maps and scores out: what scoring and export run.
+class Readout(nn.Module):
+    """Images in, smoothed anomaly maps and scores out: all of a detector that computes.
 
     Args:
         standard: of the smoothed maps of normal images; None: maps stay as they are.
@@ -75,17 +76,22 @@ class Detector(nn.Module):
             raw = self.method.predict(image)
         if raw.anomaly_map is None:
             return raw
-        anomaly_map = smooth(raw.anomaly_map.float(), config.smooth_sigma)
+        anomaly_map = smooth(raw.anomaly_map.float(), config.smooth_sigma, config.smooth_radius)
         if self.standard is not None:
             anomaly_map = self.standard(anomaly_map)
         score = raw.pred_score if raw.pred_score is not None else reduce(anomaly_map, config)
-        return Prediction(anomaly_map, score.float(), raw.logits)
+        return replace(raw, anomaly_map=anomaly_map, pred_score=score.float())
 
 
-def readout_of(config: ScoreConfig) -> str:
+def readout_of(config: RunConfig) -> str:
     """What decides the scores of given weights, in words: where it differs, no threshold holds."""
-    names = ("reduce", "topk", "quantile", "smooth_sigma", "standardise", "precision")
-    return ", ".join(f"{name} {getattr(config, name)}" for name in names)
+    values = plain(config)
+    score, method = values["score"], values["method"]
+    names = ("reduce", "topk", "quantile", "smooth_sigma", "smooth_radius", "standardise")
+    parts = {name: score[name] for name in (*names, "precision")}
+    parts |= {name: method[name] for name in READING[config.method.name]}
+    parts["image_size"] = config.data.image_size
+    return ", ".join(f"{name} {value}" for name, value in flatten(parts))
 
 
 def reduce(anomaly_map: Float[Tensor, "b h w"], config: ScoreConfig) -> Float[Tensor, " b"]:
@@ -102,23 +108,30 @@ def reduce(anomaly_map: Float[Tensor, "b h w"], config: ScoreConfig) -> Float[Te
             return pixels.mean(1)
 
 
-def smooth(anomaly_map: Float[Tensor, "b h w"], sigma: float) -> Float[Tensor, "b h w"]:
-    """A Gaussian blur of the same size, cut off at 4 sigma, mirrored at the borders.
+def smooth(
+    anomaly_map: Float[Tensor, "b h w"], sigma: float, radius: int | None = None
+) -> Float[Tensor, "b h w"]:
+    """A Gaussian blur of the same size, mirrored at the borders; none where sigma is 0.
 
     Two products with banded matrices: exact at the borders, the same on every device, and faster
     than a convolution with one channel.
+
+    Args:
+        radius: pixels at which the Gaussian is cut off, so that its kernel has 2 radius + 1 values;
+            4 sigma where not given.
     """
     if sigma == 0:
         return anomaly_map
+    if radius is None:
+        radius = int(4 * sigma + 0.5)
     height, width = anomaly_map.shape[-2:]
-    down = blur_matrix(height, sigma).to(anomaly_map)
-    across = blur_matrix(width, sigma).to(anomaly_map)
+    down = blur_matrix(height, sigma, radius).to(anomaly_map)
+    across = blur_matrix(width, sigma, radius).to(anomaly_map)
     return (down @ anomaly_map @ across.T).clamp_min(0)
 
 
-def blur_matrix(size: int, sigma: float) -> Float[Tensor, "size size"]:
+def blur_matrix(size: int, sigma: float, radius: int) -> Float[Tensor, "size size"]:
     """The matrix that blurs a line of `size` values; its rows sum to 1."""
-    radius = int(4 * sigma + 0.5)
     offsets = torch.arange(-radius, radius + 1)
     kernel = torch.exp(-0.5 * (offsets.double() / sigma) ** 2)
     # d c b a | a b c d | d c b a: position i beyond the end is position 2 * size - 1 - i.

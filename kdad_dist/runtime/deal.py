@@ -5,7 +5,7 @@ with the number of threads that compute it. So the units of work are cut from th
 alone, each is computed by one thread, and only who computes which unit depends on the processes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -27,7 +27,7 @@ def cut(items: Sequence[Item], largest: int) -> list[Sequence[Item]]:
 
 def work(
     units: Sequence[Item], compute: Callable[[Item], Result], session: Session
-) -> Iterator[tuple[int, Result]]:
+) -> Generator[tuple[int, Result], None, None]:
     """The results of this process's units with their numbers, in order, without any collective.
 
     On a CPU several units are computed side by side, one thread each.

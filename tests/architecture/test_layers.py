@@ -17,6 +17,7 @@ LAYERS = (
     {"data", "models", "metrics", "schedule", "pictures"},
     {"methods"},
     {"runtime"},
+    {"detector"},
     {"train", "score", "predict", "export", "report"},
     {"demo"},
     {"cli"},
@@ -101,7 +102,9 @@ def test_imports_point_strictly_downward_and_siblings_do_not_know_each_other() -
 
 
 def test_no_module_imports_itself_through_others() -> None:
-    TopologicalSorter(graph()).prepare()  # CycleError names the cycle
+    # The package itself names its public parts, and imports them only when they are asked for.
+    edges = {name: targets - {"kdad_dist"} for name, targets in graph().items()}
+    TopologicalSorter(edges).prepare()  # CycleError names the cycle
 
 
 def test_each_big_library_has_one_doorway() -> None:

@@ -59,7 +59,7 @@ def results(run: Path) -> dict[str, bytes]:
         if file.is_file()
     }
     metrics = json.loads((run / "metrics.json").read_text())
-    for name in ("time", "seconds", "images_per_second", "world_size"):
+    for name in ("time", "seconds", "images_per_second", "latency_ms", "world_size"):
         metrics["provenance"].pop(name)
     return files | {"metrics.json": json.dumps(metrics).encode()}
 

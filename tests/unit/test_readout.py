@@ -3,8 +3,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from kdad_dist.config import ScoreConfig
-from kdad_dist.methods.readout import Moments, Standard, reduce, smooth
+from kdad_dist.config import RunConfig, ScoreConfig, load
+from kdad_dist.methods.readout import Moments, Standard, blur_matrix, readout_of, reduce, smooth
 
 MAPS = torch.rand(2, 24, 40, generator=torch.Generator().manual_seed(0))
 
@@ -13,6 +13,28 @@ MAPS = torch.rand(2, 24, 40, generator=torch.Generator().manual_seed(0))
 def test_smoothing_is_scipys_gaussian_filter(sigma):
     expected = np.stack([gaussian_filter(m.double().numpy(), sigma) for m in MAPS])
     np.testing.assert_allclose(smooth(MAPS, sigma).numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize(("sigma", "radius"), [(4.0 / 3, 4), (4.0, 4), (1.0, 30)])
+def test_smoothing_of_a_stated_radius_is_scipys(sigma, radius):
+    expected = [
+        gaussian_filter(m.double().numpy(), sigma, mode="reflect", radius=radius) for m in MAPS
+    ]
+    found = smooth(MAPS, sigma, radius)
+    assert found.shape == MAPS.shape
+    np.testing.assert_allclose(found.numpy(), np.stack(expected), atol=2e-6)
+
+
+def test_a_radius_of_4_is_a_kernel_of_9_by_9_that_sums_to_1():
+    point = torch.zeros(1, 31, 31)
+    point[0, 15, 15] = 1
+    kernel = smooth(point, 2.0, 4)[0]
+    rows, columns = kernel.nonzero(as_tuple=True)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (11, 19, 11, 19)
+    assert (kernel > 0).sum() == 81
+    torch.testing.assert_close(kernel.sum(), torch.tensor(1.0))
+    rows_of_matrix = blur_matrix(5, 2.0, 4).sum(1)  # shorter than the kernel
+    torch.testing.assert_close(rows_of_matrix, torch.ones(5))
 
 
 def test_smoothing_keeps_size_and_mean_and_a_sigma_of_zero_changes_nothing():
@@ -53,3 +75,34 @@ def test_normal_images_may_come_in_units():
 
 def test_a_single_normal_image_gives_finite_maps():
     assert Standard.of([Moments.of(MAPS[:1])])(MAPS).isfinite().all()
+
+
+def changed(*overrides: str) -> RunConfig:
+    method = "loramae_mvtec" if any("inference" in text for text in overrides) else "stfpm_mvtec"
+    return load(method, ["data.shards=unused", *overrides])
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "score.reduce=topk",
+        "score.smooth_sigma=2",
+        "score.smooth_radius=4",
+        "score.standardise=true",
+        "score.precision=bf16",
+        "data.image_size=112",
+        "method.combine=sum",
+        "method.read_layers=[1]",
+        "method.inference.pattern=diagonal",
+        "method.inference.masks=2",
+        "method.inference.error=pixel",
+    ],
+)
+def test_what_changes_scores_changes_the_description_of_the_readout(override):
+    same = ["method.inference.map=pixel"] if "inference" in override else []
+    assert readout_of(changed(*same, override)) != readout_of(changed(*same))
+
+
+def test_what_changes_no_score_leaves_the_description_of_the_readout():
+    others = ("score.batch_size=2", "score.save_maps=npy", "seed=1", "score.synthetic=true")
+    assert readout_of(changed(*others)) == readout_of(changed())
