@@ -105,7 +105,7 @@ def our_epochs(shards: Path, options: argparse.Namespace) -> Iterator[int]:
     index = Index.read(str(shards))
     samples = index.select(Split.TRAIN, val_fraction=0)
     pixels = open_pixels(samples, index, options.size, "ram", CPU)
-    loader = IndexedLoader(pixels, Plan(len(samples), BATCH), CPU)
+    loader = IndexedLoader(pixels, Plan(len(samples), batch_size=BATCH), CPU)
     length = loader.steps_per_epoch
     for epoch in range(options.epochs):
         steps = loader.steps(epoch * length, (epoch + 1) * length)

@@ -1,14 +1,11 @@
 """Batches in the order of a plan: decoded once, read ahead of use, converted on the device."""
 
 import hashlib
-import os
 from abc import ABC, abstractmethod
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
-from typing import Generic, NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -16,19 +13,17 @@ from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdad_dist.data.augment import Augment
 from kdad_dist.data.cache import cache_root, filled_array
 from kdad_dist.data.index import Index, Sample
-from kdad_dist.data.plan import MicroBatch, Plan, Rows
+from kdad_dist.data.plan import EpochPlan, MicroBatch, Plan, Rows
 from kdad_dist.data.reader import FIT_VERSION, ShardReader
+from kdad_dist.data.threads import Decoder, in_advance
 from kdad_dist.errors import ConfigError
 from kdad_dist.types import Batch, Features
 
-T = TypeVar("T")
 AHEAD = 2
 """Steps that are read before they are asked for, by a thread each."""
-
-QUEUED = 1024
-"""Images handed to the decoding threads at a time, so that memory stays bounded."""
 
 
 class Micro(NamedTuple):
@@ -58,48 +53,6 @@ class Targets(Protocol):
     """Cached output of a teacher by position in the list of samples."""
 
     def read(self, rows: Rows) -> Features: ...
-
-
-def cpu_count() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0))
-
-
-class Decoder(Generic[T]):
-    """Decodes images in as many threads as there are cores (Pillow lets go of the GIL)."""
-
-    def __init__(self, image: Callable[[T], NDArray[np.uint8]], size: int) -> None:
-        """Args:
-        image: gives the (size, size, 3) image of an item; called by several threads at once.
-        """
-        self._image = image
-        self._size = size
-        self._threads = ThreadPoolExecutor(cpu_count(), thread_name_prefix="kdad-decode")
-
-    def into(self, images: NDArray[np.uint8], items: Sequence[T]) -> None:
-        """Writes the images of `items` into `images`, in their order."""
-        for start in range(0, len(items), QUEUED):
-            self._some(images[start : start + QUEUED], items[start : start + QUEUED])
-
-    def _some(self, images: NDArray[np.uint8], items: Sequence[T]) -> None:
-        def decode(place: int, item: T) -> None:
-            images[place] = self._image(item)
-
-        work = [self._threads.submit(decode, place, item) for place, item in enumerate(items)]
-        try:
-            for done in work:
-                done.result()
-        finally:  # after an error nobody may write into `images` any more
-            for left in work:
-                left.cancel()
-            wait(work)
-
-    def read(self, items: Sequence[T], pin: bool) -> UInt8[Tensor, "b 3 s s"]:
-        """The images of `items`, in page-locked memory where `pin`."""
-        shape = (len(items), self._size, self._size, 3)
-        images = torch.empty(shape, dtype=torch.uint8, pin_memory=pin)
-        self.into(images.numpy(), items)
-        return images.permute(0, 3, 1, 2)
 
 
 class DecodedPixels(Pixels):
@@ -152,7 +105,7 @@ class DevicePixels(Pixels):
         return len(self._images)
 
     def read(self, rows: Rows) -> UInt8[Tensor, "b 3 s s"]:
-        chosen = torch.from_numpy(rows).to(self._images.device)
+        chosen = sent(rows, self._images.device)
         return self._images.index_select(0, chosen).permute(0, 3, 1, 2)
 
 
@@ -218,48 +171,13 @@ def scaled(images: NDArray[np.uint8], rows: Sequence[int]) -> Float[Tensor, "b 3
     return torch.from_numpy(numbers).permute(0, 3, 1, 2)
 
 
-def in_advance(
-    work: Iterable[Callable[[], T]], depth: int, threads: int, device: torch.device | None = None
-) -> Generator[T, None, None]:
-    """The results of the calls, in order, made by background threads up to `depth` in advance.
+class Loader(ABC):
+    """The batches of one process, by a plan."""
 
-    An error in a call is raised where its result is due. When the consumer stops, early or not,
-    calls that have not begun are dropped and the threads end.
-    """
-
-    def prepare() -> None:
-        # The current CUDA device belongs to a thread; page-locked memory is made for it.
-        if device is not None and device.type == "cuda":
-            torch.cuda.set_device(device)
-
-    workers = ThreadPoolExecutor(threads, thread_name_prefix="kdad-read", initializer=prepare)
-    pending: deque[Future[T]] = deque()
-    try:
-        for call in work:
-            pending.append(workers.submit(call))
-            if len(pending) > depth:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-    finally:
-        workers.shutdown(cancel_futures=True)
-
-
-class IndexedLoader:
-    """The batches of one process, by a plan, from pixels at random access."""
-
-    def __init__(
-        self,
-        pixels: Pixels,
-        plan: Plan,
-        device: torch.device,
-        targets: Targets | None = None,
-    ) -> None:
-        assert len(pixels) == plan.count, (len(pixels), plan.count)
-        self._pixels = pixels
+    def __init__(self, plan: EpochPlan, device: torch.device, augment: Augment | None) -> None:
         self._plan = plan
         self._device = numbered(device)
-        self._targets = targets
+        self._augment = augment
 
     @property
     def steps_per_epoch(self) -> int:
@@ -269,8 +187,37 @@ class IndexedLoader:
         """Images of all processes in the first `step` steps."""
         return self._plan.samples_seen(step)
 
+    @abstractmethod
     def steps(self, start: int, stop: int) -> Iterator[list[Micro]]:
         """The passes of each step from `start` to `stop` - 1; later steps are read meanwhile."""
+
+    def _micro(
+        self, part: MicroBatch, image: Float[Tensor, "b 3 s s"], targets: Features | None = None
+    ) -> Micro:
+        """The images of a pass, augmented, with their rows and seeds, all on the device."""
+        row, seed = sent(np.stack([part.rows, part.seeds]), self._device)
+        if self._augment:
+            image = self._augment(image, seed)
+        return Micro(Batch(image, row, seed, targets), part.step_images)
+
+
+class IndexedLoader(Loader):
+    """From pixels at random access."""
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        plan: Plan,
+        device: torch.device,
+        targets: Targets | None = None,
+        augment: Augment | None = None,
+    ) -> None:
+        assert len(pixels) == plan.images, (len(pixels), plan.images)
+        super().__init__(plan, device, augment)
+        self._pixels = pixels
+        self._targets = targets
+
+    def steps(self, start: int, stop: int) -> Iterator[list[Micro]]:
         calls = (partial(self._read, parts) for parts in self._plan.steps(start, stop))
         with closing(in_advance(calls, AHEAD, AHEAD, self._device)) as steps:
             yield from steps
@@ -283,17 +230,15 @@ class IndexedLoader:
         targets = self._targets.read(part.rows) if self._targets else None
         if targets is not None:
             targets = tuple(layer.to(self._device, non_blocking=True) for layer in targets)
-        return Micro(batch_of(part, image, targets), part.step_images)
+        return self._micro(part, image, targets)
 
 
-def batch_of(
-    part: MicroBatch, image: Float[Tensor, "b 3 s s"], targets: Features | None = None
-) -> Batch:
-    """The images of a pass with their rows and seeds, all on the device of the images."""
-    numbers = torch.from_numpy(np.stack([part.rows, part.seeds]))
-    if image.device.type == "cuda":
-        numbers = numbers.pin_memory().to(image.device, non_blocking=True)
-    return Batch(image, *numbers, targets=targets)
+def sent(numbers: Rows, device: torch.device) -> Tensor:
+    """A small array on the device, by a copy that nobody waits for."""
+    tensor = torch.from_numpy(numbers)
+    if device.type == "cuda":
+        tensor = tensor.pin_memory().to(device, non_blocking=True)
+    return tensor
 
 
 def numbered(device: torch.device) -> torch.device:

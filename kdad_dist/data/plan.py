@@ -6,6 +6,7 @@ processes, every image comes exactly once per epoch, and to resume one needs to 
 the step. `StreamPlan` promises less, for data that can only be read shard by shard.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -54,11 +55,10 @@ class MicroBatch:
     """Images of the whole step over all processes, by which the loss is divided."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The reading plan of one process."""
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan(ABC):
+    """The reading plan of one process, which reads each of some images once per epoch."""
 
-    count: int
     batch_size: int
     seed: int = 0
     rank: int = 0
@@ -66,8 +66,33 @@ class Plan:
     micro_batch_size: int | None = None
 
     @property
+    @abstractmethod
+    def images(self) -> int:
+        """Of an epoch, over all processes."""
+
+    @abstractmethod
+    def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
+        """The micro-batches of this process in steps `start` to `stop` - 1, step by step."""
+
+    @property
     def steps_per_epoch(self) -> int:
-        return -(-self.count // self.batch_size)
+        return -(-self.images // self.batch_size)
+
+    def samples_seen(self, step: int) -> int:
+        """Images of all processes in the first `step` steps."""
+        epoch, within = divmod(step, self.steps_per_epoch)
+        return epoch * self.images + min(within * self.batch_size, self.images)
+
+
+@dataclass(frozen=True)
+class Plan(EpochPlan):
+    """Reads images at random access."""
+
+    count: int
+
+    @property
+    def images(self) -> int:
+        return self.count
 
     @property
     def accumulation(self) -> int:
@@ -76,13 +101,7 @@ class Plan:
             return 1
         return -(-self.batch_size // (self.micro_batch_size * self.world))
 
-    def samples_seen(self, step: int) -> int:
-        """Images of all processes in the first `step` steps."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch * self.count + min(within * self.batch_size, self.count)
-
     def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of this process in steps `start` to `stop` - 1, step by step."""
         epoch_of_order, rows = -1, np.empty(0, np.int64)
         for step in range(start, stop):
             epoch, within = divmod(step, self.steps_per_epoch)
@@ -98,8 +117,8 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class StreamPlan:
-    """The reading plan of one process that takes whole shards, one after the other.
+class StreamPlan(EpochPlan):
+    """Reads whole shards, one after the other.
 
     The shards of an epoch are permuted by (seed, epoch) and dealt out so that the processes hold
     about the same number of images. Every step takes the same number of images over all processes
@@ -111,24 +130,10 @@ class StreamPlan:
 
     shards: tuple[Rows, ...]
     """Positions in the list of samples, by shard."""
-    batch_size: int
-    seed: int = 0
-    rank: int = 0
-    world: int = 1
-    micro_batch_size: int | None = None
 
     @property
-    def count(self) -> int:
+    def images(self) -> int:
         return sum(map(len, self.shards))
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return -(-self.count // self.batch_size)
-
-    def samples_seen(self, step: int) -> int:
-        """Images of all processes in the first `step` steps."""
-        epoch, within = divmod(step, self.steps_per_epoch)
-        return epoch * self.count + min(within * self.batch_size, self.count)
 
     def deal(self, epoch: int) -> list[list[int]]:
         """The shards of each process in reading order: each goes to whom holds fewest images."""
@@ -146,7 +151,6 @@ class StreamPlan:
         return rows[order(len(rows), self.seed + (shard + 1) * 1_000_003, epoch)]
 
     def steps(self, start: int, stop: int) -> Iterator[list[MicroBatch]]:
-        """The micro-batches of this process in steps `start` to `stop` - 1, step by step."""
         epoch_of_rows = -1
         rows, readers = np.empty(0, np.int64), np.empty(0, np.int64)
         for step in range(start, stop):

@@ -18,24 +18,18 @@ import torch
 from numpy.typing import NDArray
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
+from kdad_dist.data.augment import Augment
 from kdad_dist.data.image import decode_image
 from kdad_dist.data.index import HTTP_TIMEOUT, Index, Sample, is_remote, join
-from kdad_dist.data.loader import (
-    AHEAD,
-    Decoder,
-    Micro,
-    batch_of,
-    in_advance,
-    numbered,
-    to_float,
-)
+from kdad_dist.data.loader import AHEAD, Loader, Micro, to_float
 from kdad_dist.data.plan import MicroBatch, StreamPlan, by_shard
 from kdad_dist.data.reader import DAMAGED, Fit, check_member, check_root, shard_address
+from kdad_dist.data.threads import Decoder, in_advance
 from kdad_dist.errors import DataError
 
 
-class StreamLoader:
-    """The batches of one process, by a plan, from shards that it reads from start to end.
+class StreamLoader(Loader):
+    """From shards that are read from start to end.
 
     Each epoch reads and decodes anew. The bytes of two shards, the one in use and the next, are in
     memory. To resume, the shards that were finished in this epoch are not opened again.
@@ -48,6 +42,7 @@ class StreamLoader:
         plan: StreamPlan,
         image_size: int,
         device: torch.device,
+        augment: Augment | None = None,
     ) -> None:
         """Args:
             plan: made from `by_shard` of the samples' shards.
@@ -56,23 +51,14 @@ class StreamLoader:
             ConfigError: `image_size` exceeds the packed size, or the address is of no known kind.
         """
         check_root(index.root)
+        super().__init__(plan, device, augment)
         grouped = by_shard([sample.shard for sample in samples])
         assert all(map(np.array_equal, plan.shards, grouped.values())), "another plan's samples"
         self._samples = samples
         self._root = index.root
         self._rows = grouped
-        self._plan = plan
         self._fit = Fit(image_size, index.image_size, index.resize)
         self._decoder = Decoder(self._image, image_size)
-        self._device = numbered(device)
-
-    @property
-    def steps_per_epoch(self) -> int:
-        return self._plan.steps_per_epoch
-
-    def samples_seen(self, step: int) -> int:
-        """Images of all processes in the first `step` steps."""
-        return self._plan.samples_seen(step)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Micro]]:
         """The passes of each step from `start` to `stop` - 1; later steps are read meanwhile.
@@ -100,7 +86,7 @@ class StreamLoader:
         for part in parts:
             items = [(self._samples[row], held.data(row)) for row in part.rows.tolist()]
             image = to_float(self._decoder.read(items, pin), self._device)
-            micros.append(Micro(batch_of(part, image), part.step_images))
+            micros.append(self._micro(part, image))
         return micros
 
     def _image(self, item: tuple[Sample, bytes]) -> NDArray[np.uint8]:

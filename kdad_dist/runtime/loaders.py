@@ -2,15 +2,16 @@
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config import AugmentConfig, RunConfig
+from kdad_dist.data.augment import Augment, augment
 from kdad_dist.data.cache import cache_root
 from kdad_dist.data.index import Index, Sample, Split
-from kdad_dist.data.loader import IndexedLoader, Micro, Pixels, open_pixels, pixel_key, to_float
+from kdad_dist.data.loader import IndexedLoader, Loader, Pixels, open_pixels, pixel_key, to_float
 from kdad_dist.data.plan import Plan, Rows, StreamPlan, by_shard
 from kdad_dist.data.stream import StreamLoader
 from kdad_dist.data.targets import TargetCache, fill_targets
@@ -26,32 +27,20 @@ UNIT = 16
 features do not depend on the run's batch size."""
 
 
-class Loader(Protocol):
-    """What training reads from: indexed or streamed, by the same arithmetic."""
-
-    @property
-    def steps_per_epoch(self) -> int: ...
-
-    def samples_seen(self, step: int) -> int: ...
-
-    def steps(self, start: int, stop: int) -> Iterator[list[Micro]]: ...
-
-
 def open_loaders(
     config: RunConfig, index: Index, method: Method, here: Session
 ) -> tuple[Loader, Loader | None]:
     """The loaders of the training images and of the held-out ones (None: nothing is held out).
 
+    Held-out images are not augmented: they are read as scoring reads them.
+
     Raises:
         DataError: there is no training image at all.
-        ConfigError: the teacher's features are to be cached of images that are streamed.
+        ConfigError: the images are to be larger than they were packed, or the teacher's features
+            are to be cached of images that are streamed or augmented.
     """
     data = config.data
-    if data.access == "stream" and method.caches_targets:
-        raise ConfigError(
-            "method.cache_teacher needs images at random access, and data.access is stream",
-            "set data.access=indexed or method.cache_teacher=false",
-        )
+    check(config, index, method)
     train, held_out = (
         index.select(split, data.category, data.normal_class, data.val_fraction)
         for split in (Split.TRAIN, Split.VAL)
@@ -64,24 +53,66 @@ def open_loaders(
     log.info("%d training images, %d held out for validation", len(train), len(held_out))
     opener = open_stream if data.access == "stream" else open_indexed
     return (
-        opener(config, index, train, method, here),
-        opener(config, index, held_out, method, here) if held_out else None,
+        opener(config, index, train, data.augment, method, here),
+        opener(config, index, held_out, AugmentConfig(), method, here) if held_out else None,
     )
+
+
+def check(config: RunConfig, index: Index, method: Method) -> None:
+    """Refuses what the keys below `data` do not allow together."""
+    data, margin = config.data, config.data.augment.crop_margin
+    if data.access == "stream" and method.caches_targets:
+        raise ConfigError(
+            "method.cache_teacher needs images at random access, and data.access is stream",
+            "set data.access=indexed or method.cache_teacher=false",
+        )
+    if data.augment != AugmentConfig() and method.caches_targets:
+        raise ConfigError(
+            "method.cache_teacher keeps the teacher's features of each image as it was packed, and "
+            "data.augment changes the images in every epoch",
+            "set method.cache_teacher=false, or leave out data.augment",
+        )
+    if margin and index.image_size and index.image_size < data.image_size + margin:
+        raise ConfigError(
+            f"data.image_size={data.image_size} and data.augment.crop_margin={margin} need images "
+            f"of {data.image_size + margin} pixels, but the shards hold images of "
+            f"{index.image_size}",
+            f"pack the data set again with --size {data.image_size + margin}, or set one of the "
+            "two smaller",
+        )
+
+
+def augmentation(config: AugmentConfig, size: int) -> Augment | None:
+    """What is done to the images of a pass; None: nothing."""
+    if config == AugmentConfig():
+        return None
+    return partial(augment, size=size, config=config)
 
 
 def open_indexed(
-    config: RunConfig, index: Index, samples: Sequence[Sample], method: Method, here: Session
+    config: RunConfig,
+    index: Index,
+    samples: Sequence[Sample],
+    changes: AugmentConfig,
+    method: Method,
+    here: Session,
 ) -> Loader:
     data, train = config.data, config.train
-    pixels = open_pixels(samples, index, data.image_size, data.cache, here.device)
+    size = data.image_size + changes.crop_margin
+    pixels = open_pixels(samples, index, size, data.cache, here.device)
     targets = None
     if method.caches_targets:
-        name = pixel_key(samples, index, data.image_size)
+        name = pixel_key(samples, index, size)
         targets = cached_targets(config, name, pixels, method, here)
     plan = Plan(
-        len(samples), train.batch_size, config.seed, here.rank, here.world, train.micro_batch_size
+        len(samples),
+        batch_size=train.batch_size,
+        seed=config.seed,
+        rank=here.rank,
+        world=here.world,
+        micro_batch_size=train.micro_batch_size,
     )
-    return IndexedLoader(pixels, plan, here.device, targets)
+    return IndexedLoader(pixels, plan, here.device, targets, augmentation(changes, data.image_size))
 
 
 def cached_targets(
@@ -108,15 +139,22 @@ def cached_targets(
 
 
 def open_stream(
-    config: RunConfig, index: Index, samples: Sequence[Sample], method: Method, here: Session
+    config: RunConfig,
+    index: Index,
+    samples: Sequence[Sample],
+    changes: AugmentConfig,
+    method: Method,
+    here: Session,
 ) -> Loader:
     data, train = config.data, config.train
     plan = StreamPlan(
         tuple(by_shard([sample.shard for sample in samples]).values()),
-        train.batch_size,
-        config.seed,
-        here.rank,
-        here.world,
-        train.micro_batch_size,
+        batch_size=train.batch_size,
+        seed=config.seed,
+        rank=here.rank,
+        world=here.world,
+        micro_batch_size=train.micro_batch_size,
     )
-    return StreamLoader(samples, index, plan, data.image_size, here.device)
+    size = data.image_size + changes.crop_margin
+    change = augmentation(changes, data.image_size)
+    return StreamLoader(samples, index, plan, size, here.device, change)

@@ -10,8 +10,9 @@ import torch
 
 from kdad_dist.data import loader as loader_module
 from kdad_dist.data.index import Index, Split
-from kdad_dist.data.loader import IndexedLoader, in_advance, open_pixels, pixel_key
+from kdad_dist.data.loader import IndexedLoader, open_pixels, pixel_key
 from kdad_dist.data.plan import Plan
+from kdad_dist.data.threads import in_advance
 from kdad_dist.errors import DataError
 from tests.helpers import texture
 from tests.shards import make_shards

@@ -83,7 +83,7 @@ def test_an_epoch_is_dealt_out_without_loss_or_repetition(count, batch, world, m
 @settings(max_examples=100, deadline=None)
 @given(counts, batches, worlds, micros, seeds)
 def test_a_step_holds_the_same_images_on_any_number_of_processes(count, batch, world, micro, seed):
-    alone = Plan(count, batch, seed)
+    alone = Plan(count, batch_size=batch, seed=seed)
     ranks = plans(world, count=count, batch_size=batch, micro_batch_size=micro, seed=seed)
     stop = 2 * alone.steps_per_epoch
     steps = zip(*(list(r.steps(0, stop)) for r in ranks), strict=True)
@@ -106,7 +106,7 @@ def test_a_training_may_continue_on_another_number_of_processes():
         ranks = plans(world, count=23, batch_size=4, seed=5)
         steps = zip(*(list(r.steps(start, stop)) for r in ranks), strict=True)
         seen += [sorted(row for micros in step for row in rows([micros])) for step in steps]
-    assert seen == [sorted(rows([s])) for s in Plan(23, 4, 5).steps(0, 12)]
+    assert seen == [sorted(rows([s])) for s in Plan(23, batch_size=4, seed=5).steps(0, 12)]
 
 
 @settings(max_examples=150, deadline=None)
