@@ -1,10 +1,11 @@
 """Train, score and report visual anomaly detectors on any number of GPUs.
 
+Example:
     from kdad_dist import load
 
     detector = load("runs/tile")
     result = detector.predict(["new.png"])
-    result.pred_score, result.pred_label, result.anomaly_map
+    print(result.pred_score, result.pred_label)
 """
 
 from typing import TYPE_CHECKING, Any

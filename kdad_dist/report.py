@@ -29,20 +29,22 @@ from kdad_dist.report_tables import (
     table,
     training_facts,
 )
+from kdad_dist.report_text import latency
 from kdad_dist.runtime.files import write_text
 
 GROUPS = {
-    "miss": ("Worst misses", "Weakest hits", "Defective images that scored lowest."),
-    "false_alarm": (
-        "Worst false alarms",
-        "Nearest to a false alarm",
-        "Normal images that scored highest.",
+    "miss": (
+        "Lowest-scoring defective images",
+        "The lowest first: a defect whose score is not above the threshold is missed.",
     ),
-    "hit": ("Best hits", "Best hits", "Defective images that scored highest."),
-    "normal": ("Normal images", "Normal images", "Normal images that scored low."),
+    "false_alarm": (
+        "Highest-scoring normal images",
+        "The highest first: a normal image above the threshold is a false alarm.",
+    ),
+    "hit": ("Highest-scoring defective images", "The highest first."),
+    "normal": ("Normal images", "Normal images that scored low."),
 }
-"""Kind of example -> heading where a decision was wrong, where all were right, and explanation, in
-the order of the page."""
+"""Kind of example -> heading and explanation, in the order of the page."""
 
 
 @dataclass(frozen=True)
@@ -53,14 +55,22 @@ class Picture:
     ratio: float | None
     """Score in units of the threshold."""
 
+    @property
+    def columns(self) -> int:
+        """Image and map; the reconstruction, where there is one; the ground truth of a defect."""
+        return 2 + (self.panels.reconstruction is not None) + bool(self.example.gt_label)
+
 
 @dataclass(frozen=True)
 class Group:
-    kind: str
-    """"normal" or "defective": what its images are."""
     title: str
     explanation: str
     pictures: list[Picture]
+
+    @property
+    def columns(self) -> int:
+        """Pictures side by side, of the example that has most."""
+        return max(picture.columns for picture in self.pictures)
 
 
 @dataclass(frozen=True)
@@ -112,6 +122,7 @@ def render(files: RunFiles) -> str:
         "percent": percent,
         "duration": duration,
         "moment": moment,
+        "latency": latency,
     }
     rows, notes = table(files)
     scored = files.metrics
@@ -214,7 +225,7 @@ def _groups(
     files: RunFiles, examples: list[Example], threshold: float | None, top: float
 ) -> list[Group]:
     groups = []
-    for kind, (wrong, right, explanation) in GROUPS.items():
+    for kind, (title, explanation) in GROUPS.items():
         members = [example for example in examples if example.kind == kind]
         members.sort(key=lambda e: e.pred_score, reverse=kind in {"hit", "false_alarm"})
         pictures = [
@@ -227,9 +238,7 @@ def _groups(
             for example in members
         ]
         if pictures:
-            subject = "defective" if kind in {"miss", "hit"} else "normal"
-            all_right = all(example.pred_label == example.gt_label for example in members)
-            groups.append(Group(subject, right if all_right else wrong, explanation, pictures))
+            groups.append(Group(title, explanation, pictures))
     return groups
 
 

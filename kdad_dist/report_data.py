@@ -108,6 +108,7 @@ class Example:
     image: FileName
     defect_type: str | None = None
     pred_label: Label = None
+    reconstruction: FileName | None = None
     mask: FileName | None = None
     map: FileName | None = None
     map_max: float = 0.0

@@ -1,4 +1,4 @@
-"""Example images with ground truth and anomaly map, as data URIs for the report."""
+"""Example images with reconstruction, ground truth and anomaly map, as data URIs for the report."""
 
 import base64
 import io
@@ -13,7 +13,7 @@ from kdad_dist.pictures import heat
 from kdad_dist.report_data import Example
 
 SIDE = 256
-"""Longest side of a picture, in pixels: shown at about 190, so sharp on most displays."""
+"""Longest side of a picture, in pixels: shown at 170 to 280, so sharp on most displays."""
 CONTOUR = (0, 229, 255)
 
 
@@ -22,6 +22,8 @@ class Panels:
     """Pictures of one example, as data URIs."""
 
     image: str
+    reconstruction: str | None
+    """The image as the method believes it should be; None where the method says nothing of it."""
     truth: str | None
     """The image with the outline of the annotated defect; None where there is no mask."""
     overlay: str | None
@@ -42,7 +44,10 @@ def panels(example: Example, folder: Path, scale_max: float) -> Panels:
     factor = SIDE / max(image.size)
     size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
     image = image.resize(size, Image.Resampling.LANCZOS)
-    truth = overlay = None
+    reconstruction = truth = overlay = None
+    if example.reconstruction is not None:
+        rebuilt = _open(folder / example.reconstruction).convert("RGB")
+        reconstruction = data_uri(rebuilt.resize(size, Image.Resampling.LANCZOS))
     if example.mask is not None:
         mask = _open(folder / example.mask).convert("L").resize(size, Image.Resampling.NEAREST)
         truth = data_uri(outline(image, mask))
@@ -51,7 +56,7 @@ def panels(example: Example, folder: Path, scale_max: float) -> Panels:
         anomaly = Image.fromarray(stored / 65535 * example.map_max)
         values = np.asarray(anomaly.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
         overlay = data_uri(heat(image, values / np.float32(scale_max or 1)))
-    return Panels(data_uri(image), truth, overlay, *size)
+    return Panels(data_uri(image), reconstruction, truth, overlay, *size)
 
 
 def outline(image: Image.Image, mask: Image.Image) -> Image.Image:

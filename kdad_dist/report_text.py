@@ -36,11 +36,14 @@ def speed(provenance: dict[str, Any]) -> str:
     return f"speed: {provenance['images_per_second']:g} images/s; {took}"
 
 
-def latency(figures: dict[str, Any]) -> str:
-    """From pixels to map and score, in a sentence."""
-    images = figures["unit_images"]
-    together = "one image" if images == 1 else f"{images} images together"
-    return f"{figures['median']:.3g} ms for {together} (95 % within {figures['p95']:.3g} ms)"
+def latency(figures: Any) -> str:
+    """From pixels to map and score, in a sentence; anything else as it is."""
+    try:
+        images, median, p95 = (figures[name] for name in ("unit_images", "median", "p95"))
+        together = "one image" if images == 1 else f"{images} images together"
+        return f"{median:.3g} ms for {together} (95 % within {p95:.3g} ms)"
+    except (LookupError, TypeError, ValueError):
+        return str(figures)
 
 
 def line(name: str, entry: dict[str, Any]) -> list[str]:

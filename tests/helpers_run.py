@@ -25,6 +25,7 @@ def make_run(
     defective: int = 20,
     name: str = "tile-stfpm",
     scored: bool = True,
+    reconstructs: bool = False,
 ) -> Path:
     """Writes the run directory and returns it; `defective` images of each type."""
     run.mkdir(parents=True, exist_ok=True)
@@ -41,7 +42,8 @@ def make_run(
     })  # fmt: skip
     write_log(run / "metrics.jsonl")
     if scored:
-        write_scores(run, categories, defect_types, normal, defective)
+        rows = write_scores(run, categories, defect_types, normal, defective)
+        write_examples(run / "scores" / "examples", rows, reconstructs)
     return run
 
 
@@ -65,8 +67,8 @@ def write_log(path: Path, steps: int = 400) -> None:
 
 def write_scores(
     run: Path, categories: Sequence[str], defect_types: Sequence[str], normal: int, defective: int
-) -> None:
-    """metrics.json and scores/, with figures that follow from the scores drawn."""
+) -> list[tuple]:
+    """metrics.json and scores/, with figures that follow from the scores drawn; the scores."""
     rng = np.random.default_rng(1)
     rows, figures, curves = [], {}, {}
     for category in categories:
@@ -100,9 +102,10 @@ def write_scores(
         "provenance": {"fingerprint": "5ca1ab1e" * 8, "checkpoint_step": 340,
                        "checkpoint_rule": "lowest loss on held-out normal images",
                        "config_digest": "feedbeef", "commit": "0123abcd", "seconds": 93.4,
-                       "images_per_second": 61.5, "world_size": 2},
+                       "images_per_second": 61.5, "world_size": 2,
+                       "latency_ms": {"median": 41.27, "p95": 55.8, "unit_images": 4}},
     })  # fmt: skip
-    write_examples(run / "scores" / "examples", rows)
+    return rows
 
 
 def make_figures(scores: Sequence[tuple]) -> dict[str, Any]:
@@ -129,7 +132,7 @@ def make_curves(scores: Sequence[tuple]) -> dict[str, Any]:
     }
 
 
-def write_examples(folder: Path, rows: Sequence[tuple]) -> None:
+def write_examples(folder: Path, rows: Sequence[tuple], reconstructs: bool) -> None:
     """A few pictures of each kind, with maps that glow where the defect is."""
     folder.mkdir(parents=True)
     entries: list[dict[str, Any]] = []
@@ -145,11 +148,16 @@ def write_examples(folder: Path, rows: Sequence[tuple]) -> None:
         Image.fromarray(image).save(folder / f"{stem}_image.png")
         if gt_label:
             Image.fromarray(mask).save(folder / f"{stem}_mask.png")
+        if reconstructs:
+            Image.fromarray(surface(len(entries), False)[0]).save(
+                folder / f"{stem}_reconstruction.png"
+            )
         write_map(folder / f"{stem}_map.png", mask, len(entries))
         entries.append({
             "key": key, "category": category, "defect_type": defect_type or None,
             "gt_label": gt_label, "pred_score": pred_score, "pred_label": pred_label, "kind": kind,
             "image": f"{stem}_image.png", "mask": f"{stem}_mask.png" if gt_label else None,
+            "reconstruction": f"{stem}_reconstruction.png" if reconstructs else None,
             "map": f"{stem}_map.png", "map_max": pred_score,
         })  # fmt: skip
     write_json(folder / "examples.json", entries)

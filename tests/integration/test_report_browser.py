@@ -53,6 +53,13 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
+def rebuilt_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a report whose method reconstructs the images."""
+    run = tmp_path_factory.mktemp("rebuilt")
+    return write_report(make_run(run, reconstructs=True)).as_uri()
+
+
+@pytest.fixture(scope="module")
 def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a report whose every name is markup, and far too long."""
     run = tmp_path_factory.mktemp("hostile")
@@ -109,7 +116,7 @@ def test_every_picture_is_shown(browser: webdriver.Chrome, page: str) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-@pytest.mark.parametrize("kind", ["page", "hostile_page"])
+@pytest.mark.parametrize("kind", ["page", "rebuilt_page", "hostile_page"])
 def test_no_width_makes_the_page_scroll_sideways(
     browser: webdriver.Chrome, request: pytest.FixtureRequest, kind: str, width: int
 ) -> None:
@@ -128,6 +135,23 @@ def test_text_in_charts_is_readable_on_a_phone(browser: webdriver.Chrome, page: 
         ".map(t => parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a)"
     )
     assert min(heights) >= 10
+
+
+@pytest.mark.parametrize(("width", "least"), [(320, 85), (390, 100), (768, 150), (1280, 240)])
+def test_reconstructions_can_be_seen_beside_their_images(
+    browser: webdriver.Chrome, rebuilt_page: str, width: int, least: int
+) -> None:
+    sized(browser, width)
+    browser.get(rebuilt_page)
+    sides = browser.execute_script(
+        "return [...document.querySelectorAll('.panels.of4')].map(p => {"
+        " const [a, b] = [...p.querySelectorAll('img')].map(i => i.getBoundingClientRect());"
+        " return [a.width, b.width, b.top - a.top, b.left > a.right]})"
+    )
+    assert len(sides) > 5
+    for image, reconstruction, lower, right in sides:
+        assert image == reconstruction > least
+        assert abs(lower) < 1 and right
 
 
 def test_labels_of_charts_stay_inside_them(browser: webdriver.Chrome, page: str) -> None:
@@ -241,4 +265,4 @@ def test_it_works_without_javascript(browser: webdriver.Chrome, page: str) -> No
     assert browser.current_url == f"{page}#results"
     assert len(shot["data"]) > 10_000
     names = [node.get("name", {}).get("value") for node in tree["nodes"]]
-    assert {"Results", "Image AUROC", "ROC curves", "Worst misses"} <= set(names)
+    assert {"Results", "Image AUROC", "ROC curves", "Lowest-scoring defective images"} <= set(names)

@@ -70,9 +70,9 @@ def test_a_whole_run_gives_a_page_with_every_part(tmp_path: Path) -> None:
     page = report(run)
     for words in (
         "Image AUROC",
-        "Worst misses",
-        "Best hits",
-        "Worst false alarms",
+        "Lowest-scoring defective images",
+        "Highest-scoring defective images",
+        "Highest-scoring normal images",
         "Decision at the threshold",
         "the 0.99 quantile of the scores of 12 held-out normal training images",
         "5ca1ab1e" * 8,
@@ -81,6 +81,8 @@ def test_a_whole_run_gives_a_page_with_every_part(tmp_path: Path) -> None:
         "1 min 33 s",
         "scored: step 340",
         "2026-01-02 03:04 UTC",
+        "Images per second 61.5",
+        "Latency 41.3 ms for 4 images together (95 % within 55.8 ms)",
     ):
         assert words in page.text
     assert page.count("svg") == 4
@@ -227,6 +229,36 @@ def test_defects_without_masks_are_shown_without_outline(tmp_path: Path) -> None
     page = report(run)
     assert "no mask" in page.text
     assert "No PRO curve: it needs masks of defective images." in page.text
+
+
+def panels_of(page: Page) -> list[list[str]]:
+    """The names of the pictures of each example, in order, without the image's own key."""
+    shown: list[list[str]] = []
+    for tag, attributes in page.elements:
+        if "panels" in (attributes.get("class") or "").split():
+            shown.append([])
+        elif tag == "img":
+            shown[-1].append((attributes["alt"] or "").split(",")[0])
+    return [[names[0].split()[0], *names[1:]] for names in shown]
+
+
+TRUTH, MAP = "The same image with the annotated defect outlined", "Its anomaly map"
+
+
+def test_a_reconstruction_stands_between_image_and_ground_truth(tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "run", reconstructs=True))
+    rebuilt = "The image as the method reconstructs it"
+    shown = panels_of(page)
+    assert ["Image", rebuilt, TRUTH, MAP] in shown
+    assert ["Image", rebuilt, MAP] in shown
+    assert all(rebuilt in names for names in shown)
+    assert page.text.count("reconstruction") == len(shown)
+
+
+def test_where_nothing_is_reconstructed_nothing_is_said_of_it(tmp_path: Path) -> None:
+    page = report(make_run(tmp_path / "run"))
+    assert "reconstruct" not in page.text
+    assert {tuple(names) for names in panels_of(page)} == {("Image", TRUTH, MAP), ("Image", MAP)}
 
 
 def test_images_left_out_of_the_pixel_metrics_are_told(tmp_path: Path) -> None:
