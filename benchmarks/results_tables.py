@@ -51,23 +51,21 @@ def line(name: str, entries: list[dict[str, Any]]) -> list[str]:
 
 def choices_table(path: Path, top: int) -> str:
     """Candidates ranked by the synthetic figure alone, the test figures beside it."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in json.loads(path.read_text()):
-        layers = "+".join(map(str, row["layers"]))
-        key = f"{layers} | {row['combine']} | {row['sigma']:g}"
-        key += f" | {'yes' if row['standardise'] else 'no'} | {row['reduce']}"
-        groups[key].append(row)
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
+    found = json.loads(path.read_text())
+    for row in found:
+        groups[tuple(row["reading"].values())].append(row)
 
     def selection(rows: list[dict[str, Any]]) -> float:
         return mean(row["synthetic"]["image_auroc"] for row in rows)
 
     ranked = sorted(groups.items(), key=lambda item: selection(item[1]), reverse=True)
-    titles = ["layers", "combine", "sigma", "standardise", "score", "synthetic image AUROC"]
+    titles = [*found[0]["reading"], "synthetic image AUROC"]
     rows = [[*titles, *(f"test {name}" for name in FIGURES.values())]]
     for key, found in ranked[:top] if top else ranked:
         chosen_by = spread([row["synthetic"]["image_auroc"] for row in found])
         test = [spread([row["test"][name] for row in found]) for name in FIGURES]
-        rows.append([*key.split(" | "), chosen_by, *test])
+        rows.append([*key, chosen_by, *test])
     return markdown(rows)
 
 

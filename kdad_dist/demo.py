@@ -20,6 +20,7 @@ from PIL import Image
 from scipy import ndimage
 
 from kdad_dist.config import load
+from kdad_dist.config_methods import StfpmConfig
 from kdad_dist.demo_images import CATEGORY, DEFECTS, SIDE, Example, examples
 from kdad_dist.errors import KdadError, Preempted, UsageError
 from kdad_dist.metrics.evaluation import Evaluation
@@ -77,6 +78,7 @@ def demo(out: Path, seed: int) -> None:
     # torch is imported here, after the first messages: it takes some seconds.
     from kdad_dist.demo_teacher import write_teacher
 
+    assert isinstance(recipe.method, StfpmConfig)
     train = np.stack([example.image for example in data if example.split == "train"])
     write_teacher(place.teacher, recipe.method.teacher, train)
     kdad("train", "demo", *overrides(place, seed), launch=True, shown=True)

@@ -1,17 +1,21 @@
-"""The methods, by the name that `method.name` gives them."""
+"""The methods, chosen by `method.name` of a configuration."""
 
 from kdad_dist.config import RunConfig
+from kdad_dist.config_methods import LoraMaeConfig, StfpmConfig
 from kdad_dist.methods.base import Method
+from kdad_dist.methods.loramae import LoraMae
 from kdad_dist.methods.stfpm import Stfpm
-
-METHODS = {"stfpm": Stfpm}
 
 
 def build_method(config: RunConfig) -> Method:
-    """The student with fresh weights beside its teacher, on the CPU.
+    """The student with its initial weights beside its teacher, if it has one, on the CPU.
 
     Raises:
-        ConfigError, WeightsError: the backbone, its layers or its weights are not what they need
+        ConfigError, WeightsError: the network, its layers or its weights are not what they need
             to be.
     """
-    return METHODS[config.method.name](config.method, config.seed)
+    match config.method:
+        case StfpmConfig() as method:
+            return Stfpm(method, config.seed)
+        case LoraMaeConfig() as method:
+            return LoraMae(method, config.data.image_size, config.seed)

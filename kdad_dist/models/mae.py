@@ -13,6 +13,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+LONGEST_WRITTEN_OUT = 512
+"""Tokens up to which the matrix of attention is kept in memory where that is faster."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -134,7 +137,9 @@ class MaskedAutoencoder(nn.Module):
         return self.decoder_pred(self.decoder_norm(tokens[:, seen.shape[1] :]))
 
     def _run(self, layers: nn.ModuleList, tokens: Tensor) -> Tensor:
+        fused = not writes_attention_out(tokens)
         for block in layers:
+            block.attn.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
             if self.activation_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
@@ -151,6 +156,17 @@ class MaskedAutoencoder(nn.Module):
         nn.init.xavier_uniform_(self.patch_embed.proj.weight.flatten(1))
         nn.init.normal_(self.cls_token, std=0.02)
         nn.init.normal_(self.mask_token, std=0.02)
+
+
+def writes_attention_out(tokens: Float[Tensor, "b n dim"]) -> bool:
+    """Whether softmax(q k) v is faster in three steps than fused: in bfloat16 on a CPU.
+
+    Measured on one core of an AMD EPYC, forward and backward: 15 + 24 ms instead of 24 + 64 ms for
+    16 x 6 x 257 x 64, 190 + 280 ms instead of 240 + 420 ms for 4 x 16 x 1025 x 64. The matrix of
+    all pairs has to fit into memory, hence the limit.
+    """
+    on_cpu = tokens.device.type == "cpu" and torch.is_autocast_enabled("cpu")
+    return on_cpu and tokens.shape[1] <= LONGEST_WRITTEN_OUT
 
 
 def blocks(depth: int, dim: int, heads: int) -> nn.ModuleList:

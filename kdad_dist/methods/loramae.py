@@ -1,0 +1,111 @@
+"""A masked autoencoder (He et al. 2022) that LoRA adapts to normal images (Hu et al. 2022).
+
+It learns to fill in hidden patches of normal images. A test image is hidden part by part, every
+patch exactly once; where it is filled in otherwise than it is, the image shows something new.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from kdad_dist.config_methods import LoraMaeConfig
+from kdad_dist.methods.base import Method
+from kdad_dist.models.mae import patchify, unpatchify
+from kdad_dist.models.mae_build import build_mae
+from kdad_dist.models.masks import complement, partition, random_masks
+from kdad_dist.types import Batch, Losses, Prediction
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+EPSILON = 1e-6
+"""Added to a patch's variance, as in MAE; so an even patch counts as one."""
+
+
+class LoraMae(Method):
+    """A student without a teacher: the image itself says what should have been there."""
+
+    mean: Tensor
+    std: Tensor
+    hidden: Int64[Tensor, "partitions masks hidden"]
+    """Patches that each mask hides; over the masks of a partition, every patch once."""
+
+    def __init__(self, config: LoraMaeConfig, image_size: int, seed: int) -> None:
+        super().__init__()
+        self.config = config
+        read = config.inference
+        self.student = build_mae(config, image_size, seed)
+        self.patch, self.patches = self.student.patch, self.student.patches
+        masks = [
+            partition(self.student.grid, read.masks, read.pattern, seed, number)
+            for number in range(read.partitions)
+        ]
+        self.register_buffer("hidden", torch.stack(masks), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+
+    def forward(self, batch: Batch) -> Losses:
+        """Per image, the mean squared error of its hidden patches (He et al., section 3)."""
+        image = (batch.image - self.mean) / self.std
+        visible, hidden = random_masks(batch.seed, self.patches, self.config.mask_ratio)
+        target = patchify(image, self.patch)
+        target = target.gather(1, hidden[:, :, None].expand(-1, -1, target.shape[2]))
+        if self.config.norm_pix_loss:
+            mean, deviation = moments(target)
+            target = (target - mean) / deviation
+        predicted = self.student(image, visible, hidden)
+        return {"loss": (predicted.float() - target).square().mean(dim=(1, 2))}
+
+    def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
+        """Squared error at each pixel (or the mean over each patch), averaged over the channels
+        and the partitions, and what was filled in.
+        """
+        normal = (image - self.mean) / self.std
+        target = patchify(normal, self.patch)
+        mean, deviation = moments(target)
+        filled = [self.fill(normal, hidden) for hidden in self.hidden]
+        if self.config.norm_pix_loss:
+            filled = [predicted * deviation + mean for predicted in filled]
+        scale = deviation if self.config.inference.error == "normalised" else 1
+        error = torch.stack([((f - target) / scale).square() for f in filled]).mean(dim=0)
+        if self.config.inference.map == "patch":
+            error = error.mean(dim=2, keepdim=True).expand_as(error)
+        return Prediction(
+            anomaly_map=unpatchify(error, self.patch).mean(dim=1),
+            reconstruction=self.picture(torch.stack(filled).mean(dim=0)),
+        )
+
+    def fill(
+        self, image: Float[Tensor, "b 3 h w"], hidden: Int64[Tensor, "masks hidden"]
+    ) -> Float[Tensor, "b patches values"]:
+        """What the student puts in the place of each patch while its mask hides it.
+
+        All masks of all images go through the student at once.
+        """
+        masks, images = len(hidden), len(image)
+        visible = complement(hidden, self.patches)
+        predicted = self.student(
+            image.repeat_interleave(masks, dim=0),
+            visible.repeat(images, 1),
+            hidden.repeat(images, 1),
+        )
+        in_order = hidden.flatten().argsort()
+        return predicted.float().view(images, self.patches, -1)[:, in_order]
+
+    def picture(self, patches: Float[Tensor, "b patches values"]) -> Float[Tensor, "b 3 h w"]:
+        """Patches of a normalised image as RGB in [0, 1]."""
+        return (unpatchify(patches, self.patch) * self.std + self.mean).clamp(0, 1)
+
+
+class Moments(NamedTuple):
+    mean: Float[Tensor, "b patches 1"]
+    deviation: Float[Tensor, "b patches 1"]
+
+
+def moments(patches: Float[Tensor, "b patches values"]) -> Moments:
+    """Mean and deviation of the values of each patch, unbiased as in MAE's code."""
+    mean = patches.mean(dim=2, keepdim=True)
+    # Not `var`, which warns of a batch without images.
+    variance = (patches - mean).square().sum(dim=2, keepdim=True) / (patches.shape[2] - 1)
+    return Moments(mean, (variance + EPSILON).sqrt())
