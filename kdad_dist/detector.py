@@ -184,11 +184,11 @@ def pixels(picture: Picture, name: str) -> NDArray[np.uint8]:
         and picture.shape[2] == 3
         and picture.size
     ):
-        kind = type(picture).__name__
+        kind = f"a {type(picture).__name__}"
         if isinstance(picture, np.ndarray):
-            kind = f"array of {picture.dtype} and shape {picture.shape}"
+            kind = f"an array of {picture.dtype} and shape {picture.shape}"
         raise DataError(
-            f"{name} is a {kind}", "give RGB pixels as an array of uint8 and shape (h, w, 3)"
+            f"{name} is {kind}", "give RGB pixels as an array of uint8 and shape (h, w, 3)"
         )
     return picture
 

@@ -1,4 +1,4 @@
-"""One file with the student's weights, the same bytes for the same weights."""
+"""One file with the student's weights, LoRA merged, the same bytes for the same weights."""
 
 import hashlib
 from pathlib import Path
@@ -6,26 +6,27 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig, digest, plain
 from kdad_dist.errors import CheckpointError
-from kdad_dist.runtime import files
+from kdad_dist.models.lora import merged_tensors
 from kdad_dist.runtime.restore import restore
 
 
 def export(config: RunConfig) -> tuple[Path, float]:
     """Writes `export/student.safetensors` below the run, from the chosen checkpoint.
 
-    Nothing but the weights stands in it; `manifest.json` beside it says where they come from.
-    `train.init_from` reads it.
+    Nothing but the weights stands in it, those of a network without LoRA: what LoRA learnt is added
+    to the weights it adapts. `manifest.json` beside it says where they come from. `train.init_from`
+    reads it, and `method.weights` of a masked autoencoder.
 
     Returns:
         The file, and the largest difference of a weight read back from it (0 in any sound case).
     """
     trained = restore(config)
-    tensors = {
-        name: tensor.detach().cpu().contiguous()
-        for name, tensor in trained.method.student.state_dict().items()
-    }
+    student = trained.method.student
+    merged = merged_tensors(student)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in merged.items()}
     content = save(tensors, {"format": "pt"})
     folder = config.directory / "export"
     path = folder / "student.safetensors"
@@ -43,6 +44,7 @@ def export(config: RunConfig) -> tuple[Path, float]:
                 "config_digest": digest(config),
                 "checkpoint_step": trained.step,
                 "checkpoint_rule": trained.rule,
+                "lora_merged": merged.keys() != student.state_dict().keys(),
                 "largest_difference": difference,
             },
         )
