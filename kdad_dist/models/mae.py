@@ -139,7 +139,7 @@ class MaskedAutoencoder(nn.Module):
     def _run(self, layers: nn.ModuleList, tokens: Tensor) -> Tensor:
         fused = not writes_attention_out(tokens)
         for block in layers:
-            block.attn.fused_attn = fused  # pyright: ignore[reportAttributeAccessIssue]
+            block.attn.fused_attn = fused  # pyright: ignore
             if self.activation_checkpointing and self.training:
                 tokens = checkpoint(block, tokens, use_reentrant=False)
             else:
