@@ -24,13 +24,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.data.image import EXTENSIONS
 from kdad_dist.detector import Detector, of_run, pixels
 from kdad_dist.detector_facts import Timing, provenance
 from kdad_dist.errors import DataError
 from kdad_dist.pictures import heat, save_png16
-from kdad_dist.runtime import files, session
+from kdad_dist.runtime import session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress

@@ -12,6 +12,7 @@ import jinja2
 
 from kdad_dist import report_charts as charts
 from kdad_dist.errors import DataError
+from kdad_dist.files import write_text
 from kdad_dist.pictures import ANCHORS
 from kdad_dist.report_charts import Chart
 from kdad_dist.report_data import METRICS, Example, Figures, RunFiles, Score, Threshold, read_run
@@ -30,7 +31,6 @@ from kdad_dist.report_tables import (
     training_facts,
 )
 from kdad_dist.report_text import latency
-from kdad_dist.runtime.files import write_text
 
 GROUPS = {
     "miss": (

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.data.index import Index, Sample, Split
 from kdad_dist.data.reader import ShardReader
@@ -19,7 +20,7 @@ from kdad_dist.detector import judge
 from kdad_dist.detector_facts import provenance
 from kdad_dist.errors import DataError
 from kdad_dist.methods.readout import Moments, Readout, Standard
-from kdad_dist.runtime import files, session
+from kdad_dist.runtime import session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress

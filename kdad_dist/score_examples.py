@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.pictures import save_png16
-from kdad_dist.runtime import files
 
 LONGEST_NAME = 200
 """Bytes; most file systems end at 255."""

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.data.index import Sample
 from kdad_dist.detector_facts import Timing
 from kdad_dist.metrics.evaluation import Evaluation
 from kdad_dist.metrics.image import rates
-from kdad_dist.runtime import files
 
 log = logging.getLogger(__name__)
 VAL, SYNTHETIC, TEST = "val", "synthetic", "test"

@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from kdad_dist.data.index import INDEX_FILE, SAMPLES_FILE
-from kdad_dist.data.shard import PARTIAL, write_file
+from kdad_dist.data.shard import PARTIAL
 from kdad_dist.errors import DataError
+from kdad_dist.files import write_bytes
 
 LOCK = "lock"
 OPTIONS = "pack.json"
@@ -104,7 +105,7 @@ def _locked(out: Path) -> Iterator[None]:
 def _check_options(out: Path, options: dict[str, Any]) -> None:
     path = out / PARTIAL / OPTIONS
     if not path.exists():
-        write_file(path, json.dumps(options).encode(), out)
+        write_bytes(path, json.dumps(options).encode())
     before = json.loads(path.read_bytes())
     differences = [
         f"{key} was {before.get(key)}, not {value}"

@@ -29,6 +29,7 @@ from kdad_dist.data.index import Member, Sample, Shard, Split, parse_sample
 from kdad_dist.data.partition import ShardPlan
 from kdad_dist.data.records import Record
 from kdad_dist.errors import DataError
+from kdad_dist.files import write_bytes
 
 PNG = {"compress_level": 2, "compress_type": zlib.Z_RLE}
 """Of 256-pixel photographs, the default level 6 writes 4 to 8 times as long, for files of about the
@@ -86,7 +87,7 @@ def write_shard(plan: ShardPlan, out: Path, options: Options, tick: Callable[[],
             file.flush()
             os.fsync(file.fileno())
         packed = _describe(temporary, plan, kept, source, skipped)
-        write_file(note_of(out, plan.file), json.dumps(asdict(packed)).encode(), out)
+        write_bytes(note_of(out, plan.file), json.dumps(asdict(packed)).encode())
         temporary.replace(out / plan.file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -126,19 +127,6 @@ def source_of(records: Sequence[Record]) -> str:
     for record in records:
         digest.update(_source_line(record, _read(record.path), _read(record.mask)))
     return digest.hexdigest()
-
-
-def write_file(path: Path, content: bytes, out: Path) -> None:
-    """A small file in the shard folder `out` that is never seen half-written."""
-    temporary = out / PARTIAL / f"{path.name}.tmp"
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _fill(

@@ -30,10 +30,10 @@ from kdad_dist.data.shard import (
     Stopped,
     finished,
     source_of,
-    write_file,
     write_shard,
 )
 from kdad_dist.errors import DataError
+from kdad_dist.files import write_bytes
 
 SHOWN = 5
 """Files named in one message."""
@@ -148,9 +148,9 @@ def _pack(
     shards = [each.shard for each in packed if each.samples]
     source = _source(found, [each.source for each in packed])
     index, lines = describe(parameters, shards, samples, skipped, source)
-    write_file(out / SAMPLES_FILE, lines, out)
+    write_bytes(out / SAMPLES_FILE, lines, out / PARTIAL)
     flush(out)  # the names of the shards, before the index vouches for them
-    write_file(out / INDEX_FILE, index, out)
+    write_bytes(out / INDEX_FILE, index, out / PARTIAL)
     flush(out)
     return _result(found, out, resumed=sum(old for _, old in made))
 

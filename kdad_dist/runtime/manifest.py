@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kdad_dist.errors import CheckpointError
-from kdad_dist.runtime.files import write_text
+from kdad_dist.files import write_text
 
 VERSION = 1
 MANIFEST = "manifest.json"

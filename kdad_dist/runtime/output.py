@@ -6,7 +6,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from kdad_dist.runtime import files
+from kdad_dist import files
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.together import shared
 

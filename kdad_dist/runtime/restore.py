@@ -6,13 +6,13 @@ from pathlib import Path
 
 from safetensors.torch import load_file, save
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard
 from kdad_dist.models.weights import weights_hash
-from kdad_dist.runtime import files
 from kdad_dist.runtime.checkpoint import CheckpointManager
 from kdad_dist.runtime.rundir import scores_folder
 from kdad_dist.runtime.together import shared

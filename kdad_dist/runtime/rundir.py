@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig, changed_keys, dump, load_run
 from kdad_dist.data.index import Index
 from kdad_dist.errors import ConfigError, DataError
-from kdad_dist.runtime import environment, files
+from kdad_dist.runtime import environment
 from kdad_dist.runtime.preemption import PREEMPT_FILE
 
 log = logging.getLogger(__name__)

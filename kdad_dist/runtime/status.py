@@ -7,8 +7,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from kdad_dist import files
 from kdad_dist.errors import Preempted
-from kdad_dist.runtime import files
 from kdad_dist.runtime.rundir import CONFIG_FILE
 from kdad_dist.runtime.together import lost_peer
 

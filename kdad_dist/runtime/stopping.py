@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from kdad_dist import files
 from kdad_dist.errors import Preempted
-from kdad_dist.runtime import files
 from kdad_dist.runtime.preemption import PREEMPT_FILE, StopRequest
 
 MARK = "stopped.txt"

@@ -7,9 +7,9 @@ import secrets
 from pathlib import Path
 from typing import Any
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig, plain
 from kdad_dist.errors import UsageError
-from kdad_dist.runtime import files
 from kdad_dist.runtime.session import Session
 
 log = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ PACKAGE = REPOSITORY / "kdad_dist"
 # A part is a folder or a file of the package; `report_charts.py` belongs to the part `report`.
 LAYERS = (
     {"errors", "types"},
-    {"config", "draws"},
+    {"config", "draws", "files"},
     {"data", "models", "metrics", "schedule", "pictures"},
     {"methods"},
     {"runtime"},

@@ -11,9 +11,13 @@ from typing import Any
 from kdad_dist.errors import DataError, UsageError
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Replaces a file in one step: written beside it, flushed, renamed."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+def write_bytes(path: Path, content: bytes, aside: Path | None = None) -> None:
+    """Replaces a file in one step: written elsewhere, flushed, renamed.
+
+    Args:
+        aside: folder of the same disk for the unfinished file; that of the file where not given.
+    """
+    temporary = (aside or path.parent) / f".{path.name}.{os.getpid()}.tmp"
     try:
         with open(temporary, "wb") as file:
             file.write(content)
