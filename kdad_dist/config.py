@@ -40,7 +40,7 @@ class AugmentConfig:
     saturation: Fraction = 0.0
     """Largest relative change, up or down."""
     flip: bool = False
-    """Mirror every second image, left to right."""
+    """Mirror an image, left to right, or leave it: as likely."""
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from kdad_dist.config import RunConfig
 from kdad_dist.data.index import Index
-from kdad_dist.data.loader import Micro
+from kdad_dist.data.loader import Loader, Micro
 from kdad_dist.errors import Preempted, TrainingError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
@@ -20,7 +20,7 @@ from kdad_dist.models.weights import load_weights, read_weights, weights_hash
 from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
 from kdad_dist.runtime.finished import finished, say_so
-from kdad_dist.runtime.loaders import Loader, open_loaders
+from kdad_dist.runtime.loaders import open_loaders
 from kdad_dist.runtime.preemption import Agreement, StopRequest
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, note, refuse_changes

@@ -172,7 +172,7 @@ def test_pixels_stay_between_0_and_1():
     assert changed.min() == 0 and changed.max() == 1
 
 
-def test_every_second_image_is_mirrored_left_to_right():
+def test_half_of_the_images_are_mirrored_left_to_right():
     image = images(2000, 0)
     changed = augment(image, seeds_of(2000), SIZE, AugmentConfig(flip=True))
     kept = (changed == image).flatten(1).all(1)
