@@ -4,31 +4,52 @@ import csv
 import json
 import os
 import shutil
+import signal
+import sys
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
+from safetensors.numpy import load_file
 
+from kdad_dist.config import load, load_run
+from kdad_dist.methods import build_method
+from kdad_dist.report import write_report
+from kdad_dist.runtime.restore import restore
 from tests.helpers import make_mvtec, save_image, texture
-from tests.kdad import kdad, succeeds
+from tests.kdad import Launched, kdad, succeeds
 
 pytestmark = pytest.mark.launch
 
-BACKBONES = {
-    "resnet": {"backbone": "resnet10t", "layers": [1, 2]},
-    "vgg": {"backbone": "vgg11", "layers": [1, 2]},
-    "vit": {"backbone": "test_vit", "layers": [0, 1]},
+
+def stfpm(backbone: str, layers: list[int]) -> dict[str, Any]:
+    return {"teacher": {"weights": "random", "backbone": backbone, "layers": layers}}
+
+
+NETWORKS = {
+    "resnet": stfpm("resnet10t", [1, 2]),
+    "vgg": stfpm("vgg11", [1, 2]),
+    "vit": stfpm("test_vit", [0, 1]),
+    "mae": {
+        "name": "loramae",
+        "preset": "mae_vit_tiny_patch8",
+        "weights": "random",
+        "freeze_random": True,
+    },
 }
 
 
-def write_config(folder: Path, shards: Path, backbone: str, size: int = 32) -> Path:
-    path = folder / f"{backbone}.yaml"
+def write_config(folder: Path, shards: Path, network: str, size: int = 32) -> Path:
+    path = folder / f"{network}.yaml"
     config = {
-        "name": backbone,
+        "name": network,
         "data": {"shards": str(shards), "image_size": size},
-        "method": {"teacher": {"weights": "random", **BACKBONES[backbone]}},
+        "method": NETWORKS[network],
         "optim": {"name": "adam", "lr": 1.0e-3},
         "train": {"steps": 2, "batch_size": 4},
         "score": {"smooth_sigma": 1, "synthetic": True},
@@ -39,15 +60,15 @@ def write_config(folder: Path, shards: Path, backbone: str, size: int = 32) -> P
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Shards with 7 test images, 3 of them good, and a trained run for each backbone."""
+    """Shards with 7 test images, 3 of them good, and a trained run for each network."""
     folder = tmp_path_factory.mktemp("scoring")
     make_mvtec(folder / "images", train=10, good=3, scratch=4)
     for size in (32, 160):
         succeeds("pack", folder / "images", folder / f"shards{size}", "--size", size)
-    for backbone in BACKBONES:
-        size = 160 if backbone == "vit" else 32  # the ViT's own input size
-        config = write_config(folder, folder / f"shards{size}", backbone, size)
-        succeeds("train", config, f"output={folder / backbone}")
+    for network in NETWORKS:
+        size = 160 if network == "vit" else 32  # the ViT's own input size
+        config = write_config(folder, folder / f"shards{size}", network, size)
+        succeeds("train", config, f"output={folder / network}")
     return folder
 
 
@@ -64,13 +85,13 @@ def results(run: Path) -> dict[str, bytes]:
     return files | {"metrics.json": json.dumps(metrics).encode()}
 
 
-@pytest.mark.parametrize("backbone", BACKBONES)
-def test_results_are_the_same_bits_on_1_to_4_processes(folder, backbone):
-    run = folder / backbone
+@pytest.mark.parametrize("network", NETWORKS)
+def test_results_are_the_same_bits_on_1_to_4_processes(folder, network):
+    run = folder / network
     succeeds("score", run, "score.save_maps=npy")
     serial = results(run)
     assert len([name for name in serial if name.startswith("scores/maps/")]) == 7
-    for processes in (2, 3, 4) if backbone == "resnet" else (3,):
+    for processes in (2, 4) if network == "mae" else (2, 3, 4) if network == "resnet" else (3,):
         succeeds("score", run, "score.save_maps=npy", processes=processes)
         assert results(run) == serial, f"{processes} processes"
 
@@ -108,6 +129,106 @@ def test_standardised_maps_are_the_same_bits_on_any_number_of_processes(folder, 
     outcome = kdad("score", *words, "--images", image)
     assert outcome.codes == [1]
     assert "standard.safetensors" in outcome.text
+
+
+def test_examples_keep_reconstructions_where_the_method_gives_them(folder):
+    for network in ("resnet", "mae"):
+        run = folder / network
+        succeeds("score", run)
+        examples = run / "scores/examples"
+        entries = json.loads((examples / "examples.json").read_text())
+        names = [entry["reconstruction"] for entry in entries]
+        if network == "resnet":
+            assert names == [None] * len(entries)
+            assert not list(examples.glob("*_reconstruction.png"))
+        else:
+            assert all(Image.open(examples / name).size == (32, 32) for name in names)
+        page = write_report(run).read_text()
+        assert ('alt="The image as the method reconstructs it' in page) == (network == "mae")
+
+
+def test_speed_is_told_of_the_test_split_and_of_new_images(folder, tmp_path):
+    run = folder / "resnet"
+    outcome = succeeds("score", run, processes=2)
+    provenance = json.loads((run / "metrics.json").read_text())["provenance"]
+    image = save_image(tmp_path / "new.png", texture(1))
+    words = ["--images", image, "--out", tmp_path / "out", "--json"]
+    answered = succeeds("score", run, *words)
+    facts = json.loads((tmp_path / "out/predictions.json").read_text())
+    assert json.dumps(facts, indent=2) in answered.text
+    assert facts["provenance"]["images"] == 1
+    assert facts["provenance"]["readout"] == provenance["readout"]
+    for told, text in ((provenance, outcome.text), (facts["provenance"], answered.text)):
+        latency = told["latency_ms"]
+        assert 0 < latency["median"] <= latency["p95"]
+        assert latency["unit_images"] == 1
+        assert f"speed: {told['images_per_second']:g} images/s" in text
+
+
+def test_how_a_student_is_read_may_change_in_its_run(folder, tmp_path):
+    run = shutil.copytree(folder / "mae", tmp_path / "run")
+    image = save_image(tmp_path / "new.png", texture(1))
+    succeeds("score", run)
+    before, config = results(run), (run / "config.yaml").read_bytes()
+    succeeds("score", run, "method.inference.pattern=diagonal")
+    assert results(run)["scores/scores.csv"] != before["scores/scores.csv"]
+    assert (run / "config.yaml").read_bytes() == config
+    outcome = succeeds("score", run, "--images", image)
+    assert "no threshold" in outcome.text  # it is of diagonals, and these are stripes
+    outcome = succeeds("score", run, "method.inference.pattern=diagonal", "--images", image)
+    assert "no threshold" not in outcome.text
+    outcome = kdad("score", run, "method.inference.masks=5")
+    assert outcome.codes == [2]
+
+
+def slowly() -> None:
+    """Lets a unit take half a second, and says in the run that the first has come."""
+    from kdad_dist import detector
+
+    judge = detector.judge
+
+    def slow(*arguments):
+        Path(sys.argv[2], "began").touch()
+        time.sleep(0.5)
+        return judge(*arguments)
+
+    detector.judge = slow
+
+
+@pytest.mark.parametrize(
+    ("what", "ask"),
+    [
+        ("test split", signal.SIGTERM),
+        ("held-out images", "PREEMPT"),
+        ("new images", signal.SIGUSR1),
+    ],
+)
+def test_scoring_that_is_asked_to_stop_ends_on_every_process(folder, tmp_path, what, ask):
+    run, out = shutil.copytree(folder / "resnet", tmp_path / "run"), tmp_path / "out"
+    shutil.rmtree(run / "scores", ignore_errors=True)
+    (run / "scores").mkdir()
+    (run / "scores/earlier").touch()
+    words = {
+        "test split": [],
+        "held-out images": ["score.standardise=true"],
+        "new images": ["--images", folder / "images", "--out", out],
+    }
+    (run / "PREEMPT").touch()  # of an earlier command, and not a reason to stop
+    launched = Launched(["score", run, *words[what]], 2, first=slowly)
+    while not (run / "began").exists():
+        assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
+        time.sleep(0.02)
+    if ask == "PREEMPT":
+        (run / ask).touch()
+    else:
+        os.kill(launched.ranks[1].pid, ask)  # one process is enough
+    outcome = launched.wait()
+    assert outcome.codes == [75, 75], outcome.text
+    assert outcome.text.count("start the same command again") == 1
+    assert "PREEMPT" in outcome.text or "received SIG" in outcome.text
+    assert [path.name for path in (run / "scores").iterdir()] == ["earlier"]
+    assert not (run / "scores.partial").exists()
+    assert not out.exists() and not out.with_name("out.partial").exists()
 
 
 def test_the_last_checkpoint_is_scored_beside_the_best(folder):
@@ -283,6 +404,37 @@ def test_a_directory_that_is_no_run_is_refused(tmp_path, words):
     assert outcome.codes[0] in {1, 2}
     assert "config.yaml" in outcome.text
     assert "Traceback" not in outcome.text
+
+
+def test_an_export_holds_lora_merged_and_another_run_starts_from_it(folder, tmp_path):
+    run = folder / "mae"
+    succeeds("export", run)
+    manifest = json.loads((run / "export/manifest.json").read_text())
+    assert manifest["lora_merged"]
+    assert manifest["largest_difference"] == 0
+    exported = load_file(run / "export/student.safetensors")
+    assert not [name for name in exported if "lora" in name]
+    file = run / "export/student.safetensors"
+    merged = load(
+        folder / "mae.yaml",
+        [f"method.weights={file}", "method.lora=null", "method.freeze_non_lora=false"],
+    )
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = build_method(merged).eval().predict(image).reconstruction
+        adapted = restore(load_run(run)).method.predict(image).reconstruction
+    torch.testing.assert_close(plain, adapted, rtol=0, atol=1e-5)
+    output = tmp_path / "next"
+    words = [f"output={output}", f"method.weights={file}", "method.freeze_random=false"]
+    succeeds("train", folder / "mae.yaml", *words)
+    succeeds("export", output)
+    assert load_file(output / "export/student.safetensors").keys() == exported.keys()
+
+
+def test_an_export_without_lora_says_so(folder):
+    succeeds("export", folder / "resnet")
+    manifest = json.loads((folder / "resnet/export/manifest.json").read_text())
+    assert not manifest["lora_merged"]
 
 
 def test_a_flipped_bit_in_a_shard_is_refused_by_name(folder, tmp_path):
