@@ -149,7 +149,7 @@ def judge(
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     said = readout(to_float(batch, device))
     assert said.pred_score is not None
-    score = said.pred_score.cpu().numpy()
+    score = said.pred_score.float().cpu().numpy()  # numpy has no bfloat16
     anomaly_map = None if said.anomaly_map is None else said.anomaly_map.cpu().numpy()
     picture = None
     if said.reconstruction is not None:

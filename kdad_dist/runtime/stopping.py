@@ -11,7 +11,9 @@ MARK = "stopped.txt"
 
 def forget_requests(run: Path) -> None:
     """Removes a request that was made of an earlier command."""
-    (run / PREEMPT_FILE).unlink(missing_ok=True)
+    request = run / PREEMPT_FILE
+    if request.exists():  # on a read-only disk, removing what is not there is an error too
+        request.unlink(missing_ok=True)
 
 
 class Stop:
