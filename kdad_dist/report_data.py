@@ -226,12 +226,12 @@ def _log(path: Path) -> tuple[list[dict[str, Any]], int]:
     if not path.is_file():
         return [], 0
     line_type = TypeAdapter(dict[str, Any])
-    lines: dict[tuple[int, bool], dict[str, Any]] = {}
+    lines: dict[tuple[int, bool, bool], dict[str, Any]] = {}
     unread = 0
     for text in _text(path).splitlines():
         try:
             line = line_type.validate_json(text)
-            lines[int(line["step"]), "val_loss" in line] = line
+            lines[int(line["step"]), "val_loss" in line, "save_seconds" in line] = line
         except (ValidationError, KeyError, TypeError, ValueError):
             unread += 1
     return [lines[key] for key in sorted(lines)], unread

@@ -16,11 +16,14 @@ from kdad_dist.errors import Preempted, TrainingError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.models.norm import convert_batchnorm, several_values
-from kdad_dist.models.weights import load_weights, read_weights, weights_hash
-from kdad_dist.runtime import launch, session
+from kdad_dist.models.weights import load_weights, read_weights
+from kdad_dist.runtime import account, launch, session
 from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
 from kdad_dist.runtime.finished import finished, say_so
+from kdad_dist.runtime.flops import operations
+from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.loaders import open_loaders
+from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.preemption import Agreement, StopRequest
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, note, refuse_changes
@@ -28,7 +31,7 @@ from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.status import building
 from kdad_dist.runtime.together import shared
 from kdad_dist.runtime.tracker import check_wandb
-from kdad_dist.schedule import base_lr, learning_rate
+from kdad_dist.schedule import learning_rate
 
 log = logging.getLogger(__name__)
 SCALER = ("scale", "_growth_tracker")
@@ -52,6 +55,8 @@ class Run:
     """Lowest loss on the held-out images up to `state`; infinite before the first."""
     steps: int
     """Optimizer steps of the whole training."""
+    operations: float
+    """Floating-point operations that an image costs, forward and backward."""
     stop: StopRequest
 
 
@@ -82,16 +87,19 @@ def fit(run: Run) -> None:
     """Takes every optimizer step that is left to take."""
     stop = run.stop
     agreement = Agreement(run.session.device, run.config.train.check_every)
-    record = Recorder(run.config, run.session, run.loader, run.state, run.steps)
+    record = Recorder(run.config, run.session, run.loader, run.state, run.steps, run.operations)
     saving, best = SaveTimer(run.config), run.best
     run.method.train()
     with stop.heeding_interrupts(), record.recording():
         for step, micros in enumerate(run.loader.steps(run.state.step, run.steps), run.state.step):
             done, lr = step + 1, rate(run, step)
+            run.session.reseed(run.config.seed, step)  # dropout: the same after a resume
             losses, norm = take_step(run, micros, lr)
             agreement.note(done, is_finite(run, losses["loss"], norm))
             record.step(done, losses, norm, lr)
-            verdict = agreement.check(done, stop.poll() is not None, saving.due())
+            # Asked only when it is heard: each time, the disk is looked at for a file.
+            stopping = done % run.config.train.check_every == 0 and stop.poll() is not None
+            verdict = agreement.check(done, stopping, saving.due())
             refuse_non_finite(verdict.first_bad)
             metrics: dict[str, float] = {}
             if run.validation and validates(run, done):
@@ -101,7 +109,8 @@ def fit(run: Run) -> None:
             if improved or verdict.save or verdict.stop or saving.at(done) or done == run.steps:
                 verdict = verdict.also(agreement.settle())
                 refuse_non_finite(verdict.first_bad)
-                save(run, done, metrics)
+                with record.saving(done):
+                    save(run, done, metrics)
                 best = min(best, metrics.get("val_loss", best))
                 saving.restart()
             if metrics or verdict.save or saving.at(done):
@@ -205,10 +214,9 @@ def is_finite(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
 def build(config: RunConfig, here: Session) -> Run:
     """Assembles the run: data, method, optimizer, and the newest checkpoint that verifies."""
     stop = StopRequest(config.directory, config.train.max_time)  # heeded from the first step on
-    index, method, loader, validation = shared(lambda: assemble(config, here))
-    identity = {"data": index.fingerprint}
-    if method.teacher is not None:
-        identity["teacher"] = weights_hash(method.teacher)
+    index, method, identity, loader, validation = shared(lambda: assemble(config, here))
+    cost = operations(method, config.data.image_size)
+    log.info(account.expected(config, method, loader.samples_seen(loader.steps_per_epoch)))
     optimizer = wrap(config, method, here)
     checkpoints = CheckpointManager(
         config.directory / "checkpoints", config.checkpoint.keep, identity
@@ -232,19 +240,25 @@ def build(config: RunConfig, here: Session) -> Run:
         state,
         best,
         steps,
+        cost,
         stop,
     )
 
 
-def assemble(config: RunConfig, here: Session) -> tuple[Index, Method, Loader, Loader | None]:
-    """What a process makes by itself: index, method on its device, loaders of both splits."""
+def assemble(
+    config: RunConfig, here: Session
+) -> tuple[Index, Method, dict[str, str], Loader, Loader | None]:
+    """What a process makes by itself: index, method on its device, what checkpoints must agree
+    with, loaders of both splits.
+    """
     index = Index.read(config.data.shards)
     method = build_method(config)
+    identity = {"data": index.fingerprint, **frozen_weights(method)}
     if config.train.init_from:
         weights = read_weights(Path(config.train.init_from), "train.init_from")
         load_weights(method.student, weights, "train.init_from")
     method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return index, method, *open_loaders(config, index, method, here)
+    return index, method, identity, *open_loaders(config, index, method, here)
 
 
 def wrap(config: RunConfig, method: Method, here: Session) -> torch.optim.Optimizer:
@@ -258,17 +272,6 @@ def wrap(config: RunConfig, method: Method, here: Session) -> torch.optim.Optimi
     method.student = here.accelerator.prepare(student)
     launch.check_wrapper(method.student, here.world)
     return optimizer
-
-
-def build_optimizer(config: RunConfig, student: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer of the trainable parameters; fused ones can skip an update on the device."""
-    optim = config.optim
-    parameters = [p for p in student.parameters() if p.requires_grad]
-    lr, decay = base_lr(optim, config.train.batch_size), optim.weight_decay
-    if optim.name == "sgd":
-        return torch.optim.SGD(parameters, lr, optim.momentum, weight_decay=decay, fused=True)
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    return kind(parameters, lr, optim.betas, weight_decay=decay, fused=True)
 
 
 def resume(

@@ -8,6 +8,7 @@ import struct
 import threading
 import urllib.error
 import urllib.request
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,15 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) ->
 
 def weights_hash(module: nn.Module) -> str:
     """SHA-256 of the module's parameters and saved buffers: their names, and values as float32."""
+    return tensors_hash(module.state_dict())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors: their names, and their values as float32, one after the other."""
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    for name, tensor in sorted(tensors.items()):
         digest.update(name.encode() + b"\0")
-        values = tensor.detach().to("cpu", torch.float32).contiguous()
-        digest.update(values.numpy().tobytes())
+        digest.update(tensor.detach().to("cpu", torch.float32).flatten().numpy().data)
     return digest.hexdigest()
 
 

@@ -25,6 +25,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from kdad_dist.errors import CheckpointError
+from kdad_dist.runtime.identity import SOURCES
 from kdad_dist.runtime.manifest import (
     VERSION,
     delete,
@@ -37,7 +38,7 @@ from kdad_dist.runtime.manifest import (
     sync_directory,
     verify,
 )
-from kdad_dist.runtime.tensors import METADATA, read_tensors, write_tensors
+from kdad_dist.runtime.tensors import METADATA, check_fit, read_tensors, write_tensors
 from kdad_dist.runtime.together import on_main, processes, rank_here, together
 
 log = logging.getLogger(__name__)
@@ -133,6 +134,8 @@ class CheckpointManager:
 
         def read() -> dict[str, Any]:
             body = read_manifest(path)
+            # First: of another network, names and shapes say more than that its hash differs.
+            check_fit(path, body["files"], student)
             self._check_identity(path, body)
             read_tensors(path, body["files"], student, optimizer)
             return body
@@ -189,16 +192,18 @@ class CheckpointManager:
 
     def _check_identity(self, path: Path, body: dict[str, Any]) -> None:
         there = body["identity"]
-        names = sorted(self.identity.keys() | there.keys())
-        differing = [
-            f"{name} ({there.get(name)} there, {self.identity.get(name)} here)"
-            for name in names
+        names = [
+            name
+            for name in sorted(self.identity.keys() | there.keys())
             if self.identity.get(name) != there.get(name)
         ]
-        if differing:
+        if names:
+            hashes = [f"{n} ({there.get(n)} there, {self.identity.get(n)} here)" for n in names]
+            sources = "; ".join(f"{n} is {SOURCES[n]}" for n in names if n in SOURCES)
+            explained = f" ({sources})" if sources else ""
             raise CheckpointError(
-                f"{path} is of another run: it differs in {', '.join(differing)}",
-                "restore what differs, or choose another output directory",
+                f"{path} is of another run: it differs in {', '.join(hashes)}",
+                f"restore what differs{explained}, or choose another output directory",
             )
 
 

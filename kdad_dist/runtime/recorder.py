@@ -1,5 +1,6 @@
 """What a training says of itself while it runs: metric lines, the status file, the bar."""
 
+import logging
 import math
 import time
 from collections.abc import Iterator
@@ -10,11 +11,19 @@ import torch
 from torch import Tensor
 
 from kdad_dist.config import RunConfig
+from kdad_dist.runtime import flops
+from kdad_dist.runtime.account import peak_memory, readable
 from kdad_dist.runtime.checkpoint import TrainState
-from kdad_dist.runtime.progress import progress
+from kdad_dist.runtime.progress import duration, progress
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.status import Status
 from kdad_dist.runtime.tracker import Tracker
+
+log = logging.getLogger(__name__)
+WARM = 20
+"""Steps after a start before it is said how long the rest will take."""
+STATUS_EVERY = 5.0
+"""Seconds between two notes of the step in the status file; each waits for the disk."""
 
 
 class Epochs(Protocol):
@@ -30,14 +39,30 @@ class Recorder:
     """Turns steps into lines of `metrics.jsonl`, the status file and the progress bar."""
 
     def __init__(
-        self, config: RunConfig, session: Session, loader: Epochs, state: TrainState, steps: int
+        self,
+        config: RunConfig,
+        session: Session,
+        loader: Epochs,
+        state: TrainState,
+        steps: int,
+        operations: float,
     ) -> None:
+        """Args:
+        state: from which this start goes on.
+        steps: of the whole training.
+        operations: that an image costs, forward and backward.
+        """
         run = config.directory
         self.name, self.every = config.name, config.train.log_every
         self.session, self.loader, self.steps = session, loader, steps
+        self.operations, self.peak = operations, peak_of(session, config.train.precision)
         self.tracker = Tracker(run, session, config, state.step)
         self.status = Status(run, steps, session.is_main)
         self.status.step = state.step
+        self._status_at = -math.inf
+        self._first = state.step
+        self._warm: tuple[int, float] | None = None
+        self._told = False
         self._note = ""
         self.restart_clock(state.step)
 
@@ -70,8 +95,8 @@ class Recorder:
         self._bar.advance(note=self._note)
 
     def _write(self, done: int, losses: dict[str, float], norm: float, lr: float) -> None:
-        seen = self.loader.samples_seen(done)
-        pace = (seen - self._clock_seen) / (time.monotonic() - self._clock)
+        now, seen = time.monotonic(), self.loader.samples_seen(done)
+        pace = (seen - self._clock_seen) / (now - self._clock)
         self.restart_clock(done)
         self._note = f"loss {losses['loss']:.4g}  {pace:.1f} images/s"
         self.tracker.write(
@@ -83,12 +108,49 @@ class Recorder:
                 "lr": lr,
                 "grad_norm": norm,
                 "images_per_second": round(pace, 2),
+                **self._arithmetic(pace),
             }
         )
-        self.status.progress()
+        if not self._told:
+            self._tell(done, now)
+        if now - self._status_at >= STATUS_EVERY:
+            self._status_at = now
+            self.status.progress()
+
+    def _arithmetic(self, pace: float) -> dict[str, float]:
+        """What the launch achieves: 1e12 operations per second, and as a share of its peak."""
+        rate = pace * self.operations
+        figures = {"tflops": rate / 1e12}
+        if self.peak is not None:
+            figures["mfu"] = rate / self.peak
+        return {name: float(f"{value:.4g}") for name, value in figures.items()}
+
+    def _tell(self, done: int, now: float) -> None:
+        """Once per start, from the second line on and when it is warm: how long the rest takes."""
+        if self._warm is None:
+            self._warm = done, now
+        elif done - self._first >= WARM:
+            step, then = self._warm
+            each = (now - then) / (done - step)
+            self._told = True
+            log.info(
+                "%.3g s per step, %s to go for the remaining %d; peak memory so far %s",
+                each,
+                duration(each * (self.steps - done)),
+                self.steps - done,
+                readable(peak_memory(self.session.device)),
+            )
 
     def validation(self, done: int, loss: float) -> None:
         self.tracker.write({"step": done, "epoch": self._epoch(done), "val_loss": loss})
+
+    @contextmanager
+    def saving(self, done: int) -> Iterator[None]:
+        """Writes how long the training stood still for a checkpoint."""
+        start = time.monotonic()
+        yield
+        seconds = round(time.monotonic() - start, 4)
+        self.tracker.write({"step": done, "epoch": self._epoch(done), "save_seconds": seconds})
 
     def _epoch(self, done: int) -> float:
         return round(done / self.loader.steps_per_epoch, 4)
@@ -96,6 +158,14 @@ class Recorder:
     def restart_clock(self, done: int) -> None:
         """Measures the pace afresh, so that validation and saving are left out of it."""
         self._clock, self._clock_seen = time.monotonic(), self.loader.samples_seen(done)
+
+
+def peak_of(session: Session, precision: str) -> float | None:
+    """Operations per second that all devices of the launch can do; None where it is not known."""
+    if session.device.type != "cuda":
+        return None
+    one = flops.peak(torch.cuda.get_device_name(session.device), precision)
+    return None if one is None else one * session.world
 
 
 class SaveTimer:

@@ -12,8 +12,8 @@ from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard
-from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime.checkpoint import CheckpointManager
+from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.rundir import scores_folder
 from kdad_dist.runtime.together import shared
 
@@ -37,15 +37,14 @@ def restore(config: RunConfig) -> Trained:
     Collective where processes are connected: every process loads the whole student.
 
     Raises:
-        CheckpointError: the run holds no sound checkpoint, or another teacher's.
+        CheckpointError: the run holds no sound checkpoint, or one of another teacher or base.
     """
     method = shared(lambda: build_method(config))
     finder = CheckpointManager(config.directory / "checkpoints", keep=1, identity={})
     path, rule = choose(finder, config.score.checkpoint)
-    # The student may score other data than it was trained on, but only beside its own teacher.
-    identity = finder.manifest(path)["identity"]
-    if method.teacher is not None:
-        identity["teacher"] = weights_hash(method.teacher)
+    # The student may score other data than it was trained on, but only with its own base, and
+    # beside its own teacher.
+    identity = {"data": finder.manifest(path)["identity"]["data"], **frozen_weights(method)}
     manager = CheckpointManager(finder.directory, keep=1, identity=identity)
     state = manager.load(path, method.student)
     method.requires_grad_(False)

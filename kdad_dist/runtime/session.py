@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
@@ -20,6 +21,7 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
+from kdad_dist.data.plan import seeds
 from kdad_dist.errors import ConfigError, PeerLost
 from kdad_dist.runtime import launch
 from kdad_dist.runtime.together import lost_peer
@@ -49,6 +51,16 @@ class Session:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def reseed(self, seed: int, step: int) -> None:
+        """Makes torch's own generators a function of (seed, step, process).
+
+        Of the host and of this process's device alone: `torch.manual_seed` costs 0.1 ms.
+        """
+        number = int(seeds(np.array([self.rank]), seed, step)[0])
+        torch.default_generator.manual_seed(number)
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(number)
 
     def barrier(self) -> None:
         self.accelerator.wait_for_everyone()

@@ -47,6 +47,15 @@ def write_tensors(path: Path, student: nn.Module, optimizer: Optimizer) -> None:
         save(tensors, storage_writer=_Writer(path))
 
 
+def check_fit(path: Path, files: Collection[str], student: nn.Module) -> None:
+    """Compares names, shapes and kinds of number; reads no tensor. Not collective.
+
+    Raises:
+        CheckpointError: the verified files of a checkpoint are of another student; it says how.
+    """
+    _targets(path, student, _read_metadata(path, files).state_dict_metadata)
+
+
 def read_tensors(
     path: Path, files: Collection[str], student: nn.Module, optimizer: Optimizer | None
 ) -> None:

@@ -1,0 +1,24 @@
+"""What a checkpoint belongs to, though it does not hold it: known by hash, compared when loaded."""
+
+from kdad_dist.methods.base import Method
+from kdad_dist.models.weights import tensors_hash, weights_hash
+
+SOURCES = {
+    "data": "the content of data.shards",
+    "teacher": "the weights of method.teacher",
+    "base": "the student's weights that are not trained, from method.weights",
+}
+"""What the parts of an identity are hashes of."""
+
+
+def frozen_weights(method: Method) -> dict[str, str]:
+    """Hashes of the weights that a method needs and no checkpoint holds: the teacher's, and those
+    of the student that are not trained, its "base".
+    """
+    hashes = {}
+    if method.teacher is not None:
+        hashes["teacher"] = weights_hash(method.teacher)
+    base = {n: p for n, p in method.student.named_parameters() if not p.requires_grad}
+    if base:
+        hashes["base"] = tensors_hash(base)
+    return hashes

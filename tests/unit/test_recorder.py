@@ -1,0 +1,130 @@
+"""What a training says of its speed, its end and its checkpoints, with a clock at hand."""
+
+import json
+import logging
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from kdad_dist.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from kdad_dist.runtime import flops, recorder, session
+from kdad_dist.runtime.checkpoint import TrainState
+from kdad_dist.runtime.recorder import Recorder
+
+
+class Loader:
+    """Seven steps of ten images in an epoch."""
+
+    steps_per_epoch = 7
+
+    def samples_seen(self, step: int) -> int:
+        return 10 * step
+
+
+class Clock:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "monotonic", lambda: self.now)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+@contextmanager
+def recording(folder: Path, start: int = 0, steps: int = 1000, log_every: int = 10):
+    train = TrainConfig(steps=steps, log_every=log_every)
+    config = RunConfig("x", DataConfig("s"), OptimConfig(lr=1), train, output=str(folder))
+    with session.start() as here:
+        state = TrainState(start, 10 * start)
+        record = Recorder(config, here, Loader(), state, steps, operations=2e9)
+        with record.recording():
+            yield record
+
+
+def go(record: Recorder, clock: Clock, first: int, last: int, seconds: float = 0.5) -> None:
+    """Steps `first` to `last`, each of so many seconds."""
+    for done in range(first, last + 1):
+        clock.now += seconds
+        record.step(done, {"loss": torch.tensor(0.5)}, torch.tensor(1.0), 0.1)
+
+
+def lines(folder: Path) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_line_says_how_much_arithmetic_is_done(tmp_path, clock):
+    with recording(tmp_path) as record:
+        go(record, clock, 1, 10)
+    [line] = lines(tmp_path)
+    assert line["images_per_second"] == 20
+    assert line["tflops"] == 20 * 2e9 / 1e12
+    assert "mfu" not in line
+
+
+def test_on_a_known_gpu_a_line_says_what_share_of_the_peak_it_is(tmp_path, clock, monkeypatch):
+    monkeypatch.setattr(recorder, "peak_of", lambda *_: 4 * 1e11)
+    with recording(tmp_path) as record:
+        go(record, clock, 1, 10)
+    assert lines(tmp_path)[0]["mfu"] == 0.1
+
+
+def test_the_peak_is_that_of_all_processes_in_the_precision_of_the_run(monkeypatch):
+    here = session.Session(None, 0, 4, 4, torch.device("cuda", 0))  # type: ignore[arg-type]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
+    assert recorder.peak_of(here, "bf16") == 4 * flops.PEAKS["L4"]["bf16"] * 1e12
+    assert recorder.peak_of(here, "no") == 4 * flops.PEAKS["L4"]["no"] * 1e12
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Unheard Of")
+    assert recorder.peak_of(here, "bf16") is None
+
+
+def test_a_checkpoint_leaves_a_line_with_the_time_that_training_stood_still(tmp_path, clock):
+    with recording(tmp_path) as record:
+        go(record, clock, 1, 14)
+        with record.saving(14):
+            clock.now += 1.25
+    assert lines(tmp_path)[-1] == {"step": 14, "epoch": 2.0, "save_seconds": 1.25}
+
+
+def test_a_checkpoint_that_failed_leaves_no_line(tmp_path, clock):
+    with pytest.raises(OSError), recording(tmp_path) as record, record.saving(1):
+        raise OSError
+    assert lines(tmp_path) == []
+
+
+@pytest.mark.parametrize("start", [0, 900])
+def test_the_time_that_is_left_is_told_once_and_from_the_pace_of_this_start(
+    tmp_path, clock, caplog, start
+):
+    caplog.set_level(logging.INFO, "kdad_dist")
+    with recording(tmp_path, start) as record:
+        go(record, clock, start + 1, start + 10, seconds=60)  # a slow start is not held against it
+        assert "to go" not in caplog.text
+        go(record, clock, start + 11, start + 60, seconds=2)
+    left = {0: "32 min 40 s", 900: "2 min 40 s"}[start]
+    [message] = [r.getMessage() for r in caplog.records if "to go" in r.getMessage()]
+    assert message.startswith(f"2 s per step, {left} to go for the remaining {1000 - start - 20}")
+    assert "peak memory so far" in message
+
+
+def test_seldom_lines_tell_the_time_at_the_second(tmp_path, clock, caplog):
+    caplog.set_level(logging.INFO, "kdad_dist")
+    with recording(tmp_path, log_every=100) as record:
+        go(record, clock, 1, 199)
+        assert "to go" not in caplog.text
+        go(record, clock, 200, 200)
+    assert "6 min 40 s to go for the remaining 800" in caplog.text
+
+
+def test_the_status_file_is_not_written_at_every_line(tmp_path, clock):
+    with recording(tmp_path, log_every=1) as record:
+        go(record, clock, 1, 1)
+        first = (tmp_path / "status.json").stat().st_mtime_ns
+        go(record, clock, 2, 8)
+        assert (tmp_path / "status.json").stat().st_mtime_ns == first
+        go(record, clock, 9, 20)
+        assert json.loads((tmp_path / "status.json").read_text())["step"] > 8
