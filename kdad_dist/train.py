@@ -105,6 +105,7 @@ def fit(run: Run) -> None:
             if run.validation and validates(run, done):
                 metrics["val_loss"] = validate(run, run.validation)
                 record.validation(done, metrics["val_loss"])
+            # Early on nearly every validation improves: validate_every bounds how often it saves.
             improved = metrics.get("val_loss", math.inf) < best
             if improved or verdict.save or verdict.stop or saving.at(done) or done == run.steps:
                 verdict = verdict.also(agreement.settle())

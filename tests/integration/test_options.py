@@ -210,3 +210,16 @@ def test_weights_that_lack_layers_are_refused_before_anything_is_made(config, tm
     )
     assert outcome.codes == [1]
     assert "absent.pth" in outcome.text
+
+
+def test_a_resumed_run_goes_on_as_the_same_run_of_weights_and_biases(config):
+    pytest.importorskip("wandb")
+    run = config.parent / "tracked-twice"
+    words = ["train", config, f"output={run}", "track.wandb=offline", "train.check_every=1"]
+    assert kdad(*words, "train.max_time=1e-9").codes == [75]
+    first = json.loads((run / "status.json").read_text())["step"]
+    succeeds(*words)
+    assert len(records(run)) > first > 0
+    parts = list((run / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    assert all(p.name.endswith((run / "wandb_id").read_text().strip()) for p in parts)

@@ -298,6 +298,48 @@ def test_frozen_parameters_are_neither_written_nor_required(tmp_path: Path):
         manager(tmp_path).load(path, *make())
 
 
+def adapted(rank: int = 4, seed: int = 0) -> tuple[nn.Module, Optimizer]:
+    """A frozen network of 2 MiB with an update of low rank to train, and a table in a buffer."""
+    torch.manual_seed(seed)
+    base = nn.Sequential(nn.Linear(512, 512), nn.Linear(512, 512)).requires_grad_(False)
+    net = nn.Sequential(base, nn.Linear(512, rank, bias=False), nn.Linear(rank, 512, bias=False))
+    net.register_buffer("table", torch.rand(512, 512), persistent=False)
+    optimizer = AdamW([p for p in net.parameters() if p.requires_grad], fused=True)
+    net(torch.ones(1, 512)).square().sum().backward()
+    optimizer.step()
+    return net, optimizer
+
+
+def test_a_checkpoint_of_an_adapted_network_is_a_small_part_of_its_training_state(tmp_path: Path):
+    net, optimizer = adapted()
+    path = manager(tmp_path).save(net, optimizer, TrainState(1, 1), {})
+    everything = 3 * sum(p.numel() * p.element_size() for p in net.parameters())
+    assert sum(file.stat().st_size for file in path.iterdir()) < 0.05 * everything
+    other, other_optimizer = adapted()
+    with torch.no_grad():
+        other[1].weight.zero_()  # type: ignore[index]
+    manager(tmp_path).load(path, other, other_optimizer)
+    assert contents(other, other_optimizer) == contents(net, optimizer)
+
+
+def test_an_exchanged_base_is_refused_with_what_it_is_made_of(tmp_path: Path):
+    made = adapted()
+    path = CheckpointManager(tmp_path, 1, {"base": "b1"}).save(*made, TrainState(1, 1), {})
+    with pytest.raises(CheckpointError) as caught:
+        CheckpointManager(tmp_path, 1, {"base": "b2"}).load(path, *adapted())
+    assert "base (b1 there, b2 here)" in caught.value.problem
+    assert "base is the student's weights that are not trained, from method.weights" in (
+        caught.value.remedy
+    )
+
+
+def test_of_another_rank_the_tensors_are_named_and_not_only_a_hash(tmp_path: Path):
+    path = CheckpointManager(tmp_path, 1, {"base": "b1"}).save(*adapted(), TrainState(1, 1), {})
+    with pytest.raises(CheckpointError) as caught:
+        CheckpointManager(tmp_path, 1, {"base": "b2"}).load(path, *adapted(rank=8))
+    assert "student.1.weight is ((4, 512), torch.float32), not ((8, 512)" in caught.value.problem
+
+
 def test_a_student_that_does_not_fit_is_refused_by_name_and_left_alone(tmp_path: Path):
     path = save(tmp_path, 1)
     other = nn.Sequential(nn.Conv2d(3, 5, 3))

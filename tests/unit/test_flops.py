@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdad_dist.config_methods import StfpmConfig, TeacherConfig
+from kdad_dist.config_methods import LoraMaeConfig, StfpmConfig, TeacherConfig
 from kdad_dist.methods.base import Method
+from kdad_dist.methods.loramae import LoraMae
 from kdad_dist.methods.stfpm import Stfpm
 from kdad_dist.runtime.flops import operations, peak
 from kdad_dist.types import Batch, Losses, Prediction
@@ -105,6 +106,50 @@ def test_a_resnet18_costs_what_the_literature_says() -> None:
     # 1.814e9 multiply-additions at 224 (He et al. 2016: 1.8e9), the classifier's 0.0005e9 left out.
     forward, first = 2 * 1.8141e9, 2 * 3 * 64 * 49 * 112**2
     assert operations(cached, 224) == pytest.approx(3 * forward - first, rel=1e-3)
+
+
+def blocks(depth: int, tokens: int, dim: int, linear: int = 3) -> int:
+    """A transformer's blocks (He et al. 2022: MLP ratio 4), forward and backward.
+
+    Args:
+        linear: how often a linear layer costs its forward.
+    """
+    return depth * (linear * 24 * tokens * dim**2 + 3 * 4 * tokens**2 * dim)
+
+
+def adapters(depth: int, tokens: int, dim: int, rank: int = 4) -> int:
+    """LoRA of qkv and of the projection, trained."""
+    return depth * 3 * 2 * tokens * rank * ((dim + 3 * dim) + (dim + dim))
+
+
+VISIBLE, HIDDEN, VALUES, DIM, DECODER = 4, 12, 3 * 8**2, 192, 128
+"""Of mae_vit_tiny_patch8 at 32 with three quarters hidden."""
+OUTSIDE = 2 * 2 * VISIBLE * VALUES * DIM + 3 * (
+    2 * (VISIBLE + 1) * DIM * DECODER + 2 * HIDDEN * DECODER * VALUES
+)
+"""Embedding of the patches (whose pixels need no gradient), of the decoder, and the prediction."""
+
+
+@pytest.mark.parametrize("activation_checkpointing", [False, True])
+def test_a_masked_autoencoder_costs_what_its_visible_and_hidden_patches_do(
+    activation_checkpointing: bool,
+) -> None:
+    config = LoraMaeConfig(
+        preset="mae_vit_tiny_patch8",
+        weights="random",
+        lora=None,
+        freeze_non_lora=False,
+        activation_checkpointing=activation_checkpointing,
+    )
+    counted = operations(LoraMae(config, 32, 0), 32)
+    assert counted == OUTSIDE + blocks(6, 5, DIM) + blocks(2, 17, DECODER)
+
+
+def test_frozen_blocks_cost_two_thirds_and_their_adapters_little() -> None:
+    config = LoraMaeConfig(preset="mae_vit_tiny_patch8", weights="random", freeze_random=True)
+    counted = operations(LoraMae(config, 32, 0), 32)
+    frozen = blocks(6, 5, DIM, linear=2) + blocks(2, 17, DECODER, linear=2)
+    assert counted == OUTSIDE + frozen + adapters(6, 5, DIM) + adapters(2, 17, DECODER)
 
 
 def test_counting_changes_neither_the_method_nor_a_random_generator() -> None:
