@@ -156,7 +156,7 @@ def score(
 
         path, facts = predict(config, images, out)
         if facts:
-            say(f"{speed(facts['provenance'])}\nscores: {path}")
+            say(f"{judged(facts)}\n{speed(facts['provenance'])}\nscores: {path}")
             if as_json:
                 answer(facts)
         return
@@ -172,6 +172,15 @@ def score(
         say(f"{done}\nmetrics: {metrics_file(config)}{after}")
         if as_json:
             answer(metrics)
+
+
+def judged(facts: dict[str, Any]) -> str:
+    """What became of new images, for a person."""
+    images, anomalous = facts["images"], facts["anomalous"]
+    number = "1 image" if images == 1 else f"{images} images"
+    if anomalous is None:
+        return f"{number}, not judged for want of a threshold"
+    return f"{number}: {anomalous} anomalous, {images - anomalous} normal"
 
 
 @app.command()

@@ -242,7 +242,10 @@ def finish(predictor: Predictor, seconds: float, world: int) -> dict[str, Any]:
         writer.writeheader()
         writer.writerows(rows)
     timings = [Timing(*timing) for part in parts for timing in part["timings"]]
+    labels = [row["pred_label"] for row in rows]
     facts = {
+        "images": len(rows),
+        "anomalous": None if None in labels else sum(labels),
         "threshold": asdict(detector.threshold),
         "provenance": provenance(detector.config, detector.trained, timings, seconds, world),
     }

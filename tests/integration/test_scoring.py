@@ -175,6 +175,7 @@ def test_how_a_student_is_read_may_change_in_its_run(folder, tmp_path):
     assert (run / "config.yaml").read_bytes() == config
     outcome = succeeds("score", run, "--images", image)
     assert "no threshold" in outcome.text  # it is of diagonals, and these are stripes
+    assert "1 image, not judged" in outcome.text
     outcome = succeeds("score", run, "method.inference.pattern=diagonal", "--images", image)
     assert "no threshold" not in outcome.text
     outcome = kdad("score", run, "method.inference.masks=5")
@@ -318,9 +319,11 @@ def test_new_images_get_scores_maps_overlays_masks_and_boxes(folder, tmp_path):
     save_image(tmp_path / "other/a b.png", texture(3))
     out = tmp_path / "out"
     words = ["--images", tmp_path / "new", "--images", tmp_path / "other/*.png", "--out", out]
-    succeeds("score", run, *words, processes=2)
+    outcome = succeeds("score", run, *words, processes=2)
     rows = list(csv.DictReader((out / "predictions.csv").open()))
     assert len(rows) == 3
+    anomalous = sum(row["pred_label"] == "1" for row in rows)
+    assert outcome.text.count(f"3 images: {anomalous} anomalous, {3 - anomalous} normal") == 1
     for row in rows:
         assert float(row["pred_score"]) > 0
         assert row["pred_label"] in {"0", "1"}
