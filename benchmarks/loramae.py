@@ -169,7 +169,7 @@ class Bench:
 
     def train_peer(self) -> Row:
         cost, result = self.peer("train", "--epochs", self.options.epochs)
-        print(f"  peer: loss {result['first_loss']:.4f} -> {result['loss']:.4f}", file=sys.stderr)
+        print(f"  the peer's loss is {result['loss']:.4f} in the end", file=sys.stderr)
         return Row.of(cost, result["images"], result["last_epoch_images_per_second"])
 
     def train_ours(self, precision: str) -> tuple[Row, Path]:
@@ -179,7 +179,7 @@ class Bench:
         words = ["train", self.config, f"output={folder}", f"train.precision={precision}"]
         cost = self.kdad(*words, cache=f"cache-{self.runs}")
         lines = metric_lines(folder)
-        print(f"  ours, {precision}: loss {lines[-1]['loss']:.4f}", file=sys.stderr)
+        print(f"  our loss is {lines[-1]['loss']:.4f} in the end", file=sys.stderr)
         pace = median(line["images_per_second"] for line in lines)
         return Row.of(cost, self.train_images * self.options.epochs, pace), folder
 
@@ -263,23 +263,27 @@ def measure(bench: Bench, rounds: int) -> None:
     training: dict[str, list[Row]] = {}
     scoring: dict[str, list[Row]] = {}
     for number in range(rounds):
-        print(f"round {number + 1} of {rounds}", file=sys.stderr)
-        training.setdefault("peer", []).append(bench.train_peer())
+        keep(training, "peer", bench.train_peer())
         trained = {}
         for name, precision in PRECISIONS.items():
             row, trained[name] = bench.train_ours(precision)
-            training.setdefault(f"ours, {name}", []).append(row)
+            keep(training, f"ours, {name}", row)
         if number == 0:
             print(bench.same(trained["float32"]))
         row, theirs = bench.infer_peer()
-        scoring.setdefault("peer", []).append(row)
+        keep(scoring, "peer", row)
         for name, precision in PRECISIONS.items():
             row, scores = bench.infer_ours(precision, trained["float32"])
-            scoring.setdefault(f"ours, {name}", []).append(row)
+            keep(scoring, f"ours, {name}", row)
             if number == 0:
                 print(f"scores, {name}: {distance(scores, theirs)}")
-    print(table("training", {name: best(rows) for name, rows in training.items()}))
-    print(table("scoring", {name: best(rows) for name, rows in scoring.items()}))
+    for title, measured in (("training", training), ("scoring", scoring)):
+        print(table(title, {name: best(rows) for name, rows in measured.items()}))
+
+
+def keep(measured: dict[str, list[Row]], name: str, row: Row) -> None:
+    measured.setdefault(name, []).append(row)
+    print(f"  {name}: {row.whole:.2f}, {row.loop:.2f} images/s", file=sys.stderr)
 
 
 def distance(ours: dict[str, float], theirs: dict[str, float]) -> str:

@@ -95,11 +95,13 @@ class PlainMae(nn.Module):
         )
         self.decoder_norm = nn.LayerNorm(narrow, eps=1e-6)
         self.decoder_pred = nn.Linear(narrow, 3 * self.patch**2)
-        for name, weight in self.named_parameters():
-            if name.endswith("weight") and weight.ndim == 2:
-                nn.init.xavier_uniform_(weight)
+        for module in self.modules():
+            if isinstance(module, nn.Linear | nn.Conv2d):
+                nn.init.xavier_uniform_(module.weight.flatten(1))
+                nn.init.zeros_(module.bias)
+        for name, parameter in self.named_parameters():
             if "blocks." in name:
-                weight.requires_grad = "lora_" in name
+                parameter.requires_grad = "lora_" in name
 
     def patches(self, image: Tensor) -> Tensor:
         b, p, g = len(image), self.patch, self.grid
