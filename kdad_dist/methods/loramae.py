@@ -62,19 +62,35 @@ class LoraMae(Method):
         and the partitions, and what was filled in.
         """
         normal = (image - self.mean) / self.std
-        target = patchify(normal, self.patch)
-        mean, deviation = moments(target)
-        filled = [self.fill(normal, hidden) for hidden in self.hidden]
-        if self.config.norm_pix_loss:
-            filled = [predicted * deviation + mean for predicted in filled]
-        scale = deviation if self.config.inference.error == "normalised" else 1
-        error = torch.stack([((f - target) / scale).square() for f in filled]).mean(dim=0)
-        if self.config.inference.map == "patch":
-            error = error.mean(dim=2, keepdim=True).expand_as(error)
+        filled = self.fillings(normal)
         return Prediction(
-            anomaly_map=unpatchify(error, self.patch).mean(dim=1),
-            reconstruction=self.picture(torch.stack(filled).mean(dim=0)),
+            anomaly_map=self.error_map(normal, filled), reconstruction=self.picture(filled.mean(0))
         )
+
+    def fillings(
+        self, image: Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "partitions b patches values"]:
+        """What each partition's masks make the student put in the place of every patch of a
+        normalised image, on the image's own scale.
+        """
+        filled = torch.stack([self.fill(image, hidden) for hidden in self.hidden])
+        if not self.config.norm_pix_loss:
+            return filled
+        mean, deviation = moments(patchify(image, self.patch))
+        return filled * deviation + mean
+
+    def error_map(
+        self, image: Float[Tensor, "b 3 h w"], filled: Float[Tensor, "partitions b patches values"]
+    ) -> Float[Tensor, "b h w"]:
+        """How far the fillings are from the normalised image."""
+        read, target = self.config.inference, patchify(image, self.patch)
+        error = filled - target
+        if read.error == "normalised":
+            error = error / moments(target).deviation
+        error = error.square().mean(dim=0)
+        if read.map == "patch":
+            error = error.mean(dim=2, keepdim=True).expand_as(error)
+        return unpatchify(error, self.patch).mean(dim=1)
 
     def fill(
         self, image: Float[Tensor, "b 3 h w"], hidden: Int64[Tensor, "masks hidden"]
