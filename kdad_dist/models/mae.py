@@ -120,7 +120,7 @@ class MaskedAutoencoder(nn.Module):
         """Tokens of CLS and of the visible patches."""
         patches = torch.take_along_dim(patchify(image, self.patch), visible[..., None], dim=1)
         tokens = self.patch_embed(patches) + self.pos_embed[0, 1 + visible]
-        cls = (self.cls_token + self.pos_embed[:, :1]).expand(len(image), -1, -1)
+        cls = (self.cls_token[0] + self.pos_embed[0, :1]).expand(len(image), -1, -1)
         return self.norm(self._run(self.blocks, torch.cat([cls, tokens], dim=1)))
 
     def decode(

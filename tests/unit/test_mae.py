@@ -109,6 +109,15 @@ def test_every_trained_parameter_has_a_gradient_and_the_positions_have_none(
     assert without == {"pos_embed", "decoder_pos_embed"}
 
 
+@pytest.mark.parametrize("images", [0, 1, 3])
+def test_gradients_lie_in_memory_as_their_parameters_do(
+    network: MaskedAutoencoder, images: int
+) -> None:
+    network(*given(images)).square().sum().backward()
+    for name, p in network.named_parameters():  # DDP warns where they do not
+        assert p.grad is None or p.grad.stride() == p.stride(), name
+
+
 def test_activation_checkpointing_changes_no_gradient_and_computes_blocks_twice() -> None:
     gradients, calls = [], []
     for checkpointing in (False, True):
