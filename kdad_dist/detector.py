@@ -135,7 +135,7 @@ def of_run(config: RunConfig, device: torch.device) -> Detector:
     method = trained.method.to(device, memory_format=torch.channels_last)  # pyright: ignore
     resize = shared(lambda: data_fact(config, "resize"))
     threshold = shared(lambda: read_threshold(config, trained))
-    standard = shared(lambda: load_standard(config))
+    standard = shared(lambda: load_standard(config, trained.step))
     readout = Readout(method, config.score, standard)
     fit = Fit(config.data.image_size, None, resize)
     return Detector(config, trained, readout, fit, device, threshold)

@@ -105,8 +105,8 @@ def score(config: RunConfig) -> dict[str, Any]:
                 standards = standards_of(scorer, units, stop, here)
                 readouts = [Readout(method, config.score, standard) for standard in standards]
                 scorer = replace(scorer, readouts=readouts)
-                of_all = standards[NEW]
-                write(partial, lambda: save_standard(partial, of_all) if here.is_main else None)
+                facts = (standards[NEW], config, trained.step)
+                write(partial, lambda: save_standard(partial, *facts) if here.is_main else None)
             write(partial, lambda: run_units(scorer, units, partial, stop, here))
             seconds = time.monotonic() - started
 

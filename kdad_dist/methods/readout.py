@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdad_dist.config import RunConfig, ScoreConfig, flatten, plain
-from kdad_dist.config_methods import READING
+from kdad_dist.config_methods import READING, LoraMaeConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.types import Prediction
 
@@ -91,6 +91,8 @@ def readout_of(config: RunConfig) -> str:
     parts = {name: score[name] for name in (*names, "precision")}
     parts |= {name: method[name] for name in READING[config.method.name]}
     parts["image_size"] = config.data.image_size
+    if isinstance(config.method, LoraMaeConfig) and config.method.inference.pattern == "random":
+        parts["seed"] = config.seed  # of which the partitions are drawn
     return ", ".join(f"{name} {value}" for name, value in flatten(parts))
 
 

@@ -4,17 +4,18 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 
 from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
-from kdad_dist.methods.readout import Standard
+from kdad_dist.methods.readout import Standard, readout_of
 from kdad_dist.runtime.checkpoint import CheckpointManager
 from kdad_dist.runtime.identity import frozen_weights
-from kdad_dist.runtime.rundir import scores_folder
+from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
 from kdad_dist.runtime.together import shared
 
 log = logging.getLogger(__name__)
@@ -37,8 +38,10 @@ def restore(config: RunConfig) -> Trained:
     Collective where processes are connected: every process loads the whole student.
 
     Raises:
+        ConfigError: the configuration is that of another student than the run's.
         CheckpointError: the run holds no sound checkpoint, or one of another teacher or base.
     """
+    shared(lambda: refuse_another_reading(config))
     method = shared(lambda: build_method(config))
     finder = CheckpointManager(config.directory / "checkpoints", keep=1, identity={})
     path, rule = choose(finder, config.score.checkpoint)
@@ -67,24 +70,35 @@ def choose(checkpoints: CheckpointManager, wanted: str) -> tuple[Path, str]:
     return path, "last"
 
 
-def save_standard(folder: Path, standard: Standard) -> None:
+def save_standard(folder: Path, standard: Standard, config: RunConfig, step: int) -> None:
     """Keeps what normal maps look like beside the scores that were made with it."""
     tensors = {"mean": standard.mean.cpu(), "deviation": standard.deviation.cpu()}
-    files.write_bytes(folder / STANDARD, save(tensors))
+    files.write_bytes(folder / STANDARD, save(tensors, _belonging(config, step)))
 
 
-def load_standard(config: RunConfig) -> Standard | None:
-    """What normal maps look like, where the configuration asks for it.
+def load_standard(config: RunConfig, step: int) -> Standard | None:
+    """What normal maps of this checkpoint look like, where the configuration asks for it.
 
     Raises:
-        DataError: scoring the test split has not kept it.
+        DataError: scoring the test split has not kept it, or was of another checkpoint or reading.
     """
     if not config.score.standardise:
         return None
     path = scores_folder(config) / STANDARD
+    remedy = f"run `kdad score {config.directory}` with the same words first"
     if not path.is_file():
-        raise DataError(
-            f"score.standardise needs {path}, which is not there",
-            f"run `kdad score {config.directory}` with the same words first",
-        )
-    return Standard(**load_file(path))
+        raise DataError(f"score.standardise needs {path}, which is not there", remedy)
+    try:
+        with safe_open(path, "pt") as file:
+            found, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"{path} cannot be read: {error}", remedy) from None
+    wanted = _belonging(config, step)
+    if found != wanted:
+        raise DataError(f"score.standardise: {path} is of {found}; this is {wanted}", remedy)
+    return Standard(**tensors)
+
+
+def _belonging(config: RunConfig, step: int) -> dict[str, str]:
+    """What the maps of normal images depend on, beside the run itself."""
+    return {"step": str(step), "readout": readout_of(config)}

@@ -17,6 +17,7 @@ from kdad_dist.runtime.preemption import PREEMPT_FILE
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 DATA_FILE = "data.json"
+MAY_MOVE = ("method.weights:", "method.teacher.weights:")
 
 
 def refuse_changes(config: RunConfig) -> None:
@@ -38,6 +39,28 @@ def refuse_changes(config: RunConfig) -> None:
             "give this run another `output` (or `name`), or set train.changed_config=accept",
         )
     log.warning("going on in %s with a changed configuration:\n  %s", run, text)
+
+
+def refuse_another_reading(config: RunConfig) -> None:
+    """Refuses to read a trained student as another one, or to hold out what it was trained on.
+
+    A file of weights may have moved: its content is known by hash.
+
+    Raises:
+        ConfigError: naming the keys that differ from those of the run.
+    """
+    bound = ["method."] if other_shards(config) else ["method.", "data.val_fraction:"]
+    changes = [
+        change
+        for change in changed_keys(load_run(config.directory), config)
+        if change.startswith(tuple(bound)) and not change.startswith(MAY_MOVE)
+    ]
+    if changes:
+        text = "\n  ".join(changes)
+        raise ConfigError(
+            f"{config.directory} was trained otherwise:\n  {text}",
+            "leave these out: they say what was trained, not how it is read",
+        )
 
 
 @contextmanager

@@ -125,6 +125,11 @@ def test_standardised_maps_are_the_same_bits_on_any_number_of_processes(folder, 
     assert results(run) == serial
     image = save_image(tmp_path / "new.png", texture(1))
     succeeds("score", *words, "--images", image)
+    outcome = kdad("score", *words, "score.smooth_sigma=3", "--images", image)
+    assert outcome.codes == [1] and "smooth_sigma 3" in outcome.text  # it is of smoother maps
+    (run / "scores/standard.safetensors").write_bytes(b"damaged")
+    outcome = kdad("score", *words, "--images", image)
+    assert outcome.codes == [1] and "cannot be read" in outcome.text
     shutil.rmtree(run / "scores")
     outcome = kdad("score", *words, "--images", image)
     assert outcome.codes == [1]
@@ -180,6 +185,22 @@ def test_how_a_student_is_read_may_change_in_its_run(folder, tmp_path):
     assert "no threshold" not in outcome.text
     outcome = kdad("score", run, "method.inference.masks=5")
     assert outcome.codes == [2]
+
+
+@pytest.mark.parametrize(
+    ("network", "override"),
+    [
+        ("mae", "method.norm_pix_loss=false"),  # whose checkpoint would fit all the same
+        ("resnet", "method.normalize=false"),
+        ("resnet", "data.val_fraction=0.9"),  # with a threshold from images that were learnt
+    ],
+)
+def test_a_student_is_not_read_as_another_one(folder, tmp_path, network, override):
+    run, image = folder / network, save_image(tmp_path / "new.png", texture(1))
+    for words in (["score", run], ["score", run, "--images", image], ["export", run]):
+        outcome = kdad(*words, override)
+        assert outcome.codes == [2] and override.split("=")[0] in outcome.text, outcome.text
+        assert "was trained otherwise" in outcome.text
 
 
 def slowly() -> None:

@@ -103,6 +103,12 @@ def test_what_changes_scores_changes_the_description_of_the_readout(override):
     assert readout_of(changed(*same, override)) != readout_of(changed(*same))
 
 
+def test_the_seed_changes_scores_where_partitions_are_drawn_of_it():
+    same = ["method.inference.map=pixel", "method.inference.pattern=random"]
+    assert readout_of(changed(*same, "seed=1")) != readout_of(changed(*same))
+    assert readout_of(changed(same[0], "seed=1")) == readout_of(changed(same[0]))
+
+
 def test_what_changes_no_score_leaves_the_description_of_the_readout():
     others = ("score.batch_size=2", "score.save_maps=npy", "seed=1", "score.synthetic=true")
     assert readout_of(changed(*others)) == readout_of(changed())
