@@ -17,7 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from kdad_dist.config_errors import YamlSource, describe
-from kdad_dist.config_methods import READING, LoraMaeConfig, MethodConfig, StfpmConfig
+from kdad_dist.config_methods import COSTS, READING, LoraMaeConfig, MethodConfig, StfpmConfig
 from kdad_dist.config_types import (
     CHECKED,
     NO,
@@ -175,7 +175,7 @@ class RunConfig:
     train: TrainConfig
     output: str | None = None
     """The run's directory; runs/<name> where not given."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     method: MethodConfig = field(default_factory=StfpmConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     score: ScoreConfig = field(default_factory=ScoreConfig)
@@ -291,7 +291,7 @@ def trained_with(config: RunConfig) -> dict[str, Any]:
     for section, keys in FREE_KEYS.items():
         for key in keys:
             values[section].pop(key)
-    for key in READING[config.method.name]:
+    for key in READING[config.method.name] + COSTS[config.method.name]:
         values["method"].pop(key)
     return dict(flatten(values))
 

@@ -102,6 +102,8 @@ class LoraMaeConfig:
     inference: InferenceConfig = field(default_factory=InferenceConfig)
 
     def __post_init__(self) -> None:
+        if self.lora is None and self.freeze_random:
+            raise ValueError("freeze_random=true without lora freezes nothing")
         if self.lora is None and self.freeze_non_lora:
             raise ValueError("freeze_non_lora=true without lora leaves no block to train")
         if self.weights == "random" and self.freeze_non_lora and not self.freeze_random:
@@ -122,5 +124,7 @@ MethodConfig = Annotated[
     Annotated[StfpmConfig, Tag("stfpm")] | Annotated[LoraMaeConfig, Tag("loramae")],
     Discriminator(_name),
 ]
+COSTS = {"stfpm": (), "loramae": ("activation_checkpointing",)}
+"""Keys of each method that change what training costs, and not what comes out."""
 READING = {"stfpm": ("combine", "read_layers"), "loramae": ("inference",)}
 """Keys of each method that decide how a trained student is read, and not what is trained."""

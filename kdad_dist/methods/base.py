@@ -19,6 +19,9 @@ class Method(nn.Module, ABC):
     """The only part that is wrapped, optimised and saved."""
     teacher: nn.Module | None
     """Frozen, in eval mode, never wrapped, never saved."""
+    derived: frozenset[str] = frozenset()
+    """Names of frozen weights of the student that follow from other weights and the configuration,
+    but for their last bits, which another processor may round otherwise."""
     caches_targets: bool
     """Whether `targets` of all images shall be computed once, before training."""
 

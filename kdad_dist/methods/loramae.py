@@ -26,6 +26,7 @@ EPSILON = 1e-6
 class LoraMae(Method):
     """A student without a teacher: the image itself says what should have been there."""
 
+    derived = frozenset({"pos_embed", "decoder_pos_embed"})
     mean: Tensor
     std: Tensor
     hidden: Int64[Tensor, "partitions masks hidden"]

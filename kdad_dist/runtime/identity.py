@@ -13,12 +13,16 @@ SOURCES = {
 
 def frozen_weights(method: Method) -> dict[str, str]:
     """Hashes of the weights that a method needs and no checkpoint holds: the teacher's, and those
-    of the student that are not trained, its "base".
+    of the student that are not trained nor derived from others, its "base".
     """
     hashes = {}
     if method.teacher is not None:
         hashes["teacher"] = weights_hash(method.teacher)
-    base = {n: p for n, p in method.student.named_parameters() if not p.requires_grad}
+    base = {
+        name: parameter
+        for name, parameter in method.student.named_parameters()
+        if not parameter.requires_grad and name not in method.derived
+    }
     if base:
         hashes["base"] = tensors_hash(base)
     return hashes

@@ -20,8 +20,8 @@ from kdad_dist.runtime.status import Status
 from kdad_dist.runtime.tracker import Tracker
 
 log = logging.getLogger(__name__)
-WARM = 20
-"""Steps after a start before it is said how long the rest will take."""
+COLD, WARM = 4, 20
+"""Steps of a start between which the pace is taken that tells how long the rest will take."""
 STATUS_EVERY = 5.0
 """Seconds between two notes of the step in the status file; each waits for the disk."""
 
@@ -61,8 +61,7 @@ class Recorder:
         self.status.step = state.step
         self._status_at = -math.inf
         self._first = state.step
-        self._warm: tuple[int, float] | None = None
-        self._told = False
+        self._cold: tuple[int, float] | None = None
         self._note = ""
         self.restart_clock(state.step)
 
@@ -92,6 +91,8 @@ class Recorder:
             # The one place where the host waits for the device.
             values = self.session.sum(torch.stack(list(losses.values()))).tolist()
             self._write(done, dict(zip(losses, values, strict=True)), norm.item(), lr)
+        if done - self._first in (COLD, WARM):
+            self._tell(done, norm)
         self._bar.advance(note=self._note)
 
     def _write(self, done: int, losses: dict[str, float], norm: float, lr: float) -> None:
@@ -111,8 +112,6 @@ class Recorder:
                 **self._arithmetic(pace),
             }
         )
-        if not self._told:
-            self._tell(done, now)
         if now - self._status_at >= STATUS_EVERY:
             self._status_at = now
             self.status.progress()
@@ -125,21 +124,22 @@ class Recorder:
             figures["mfu"] = rate / self.peak
         return {name: float(f"{value:.4g}") for name, value in figures.items()}
 
-    def _tell(self, done: int, now: float) -> None:
-        """Once per start, from the second line on and when it is warm: how long the rest takes."""
-        if self._warm is None:
-            self._warm = done, now
-        elif done - self._first >= WARM:
-            step, then = self._warm
-            each = (now - then) / (done - step)
-            self._told = True
-            log.info(
-                "%.3g s per step, %s to go for the remaining %d; peak memory so far %s",
-                each,
-                duration(each * (self.steps - done)),
-                self.steps - done,
-                readable(peak_memory(self.session.device)),
-            )
+    def _tell(self, done: int, norm: Tensor) -> None:
+        """Once per start, as soon as it is warm: how long the rest takes, and the memory."""
+        norm.item()  # waits for the device, which may be steps behind
+        now = time.monotonic()
+        if self._cold is None:
+            self._cold = done, now
+            return
+        step, then = self._cold
+        each = (now - then) / (done - step)
+        log.info(
+            "%.3g s per step, %s to go for the remaining %d; peak memory so far %s",
+            each,
+            duration(each * (self.steps - done)),
+            self.steps - done,
+            readable(peak_memory(self.session.device)),
+        )
 
     def validation(self, done: int, loss: float) -> None:
         self.tracker.write({"step": done, "epoch": self._epoch(done), "val_loss": loss})

@@ -130,17 +130,20 @@ def suffix(config: RunConfig) -> str:
 def other_data(config: RunConfig) -> str:
     """A name for the data that is scored, "" where it is what the run was trained on.
 
-    That may lie in another place by now: it is known by its content.
+    That may lie in another place by now: it is known by its content. Another choice of categories
+    is other data too.
 
     Raises:
         DataError: the shards have no sound index, or the run does not say what it was trained on.
     """
-    if not other_shards(config):
-        return ""
-    found = Index.read(config.data.shards).fingerprint
-    if found == data_fact(config, "fingerprint"):
-        return ""
-    return f"-{Path(config.data.shards).resolve().name[:40]}-{found[:8]}"
+    name, category = "", config.data.category
+    if other_shards(config):
+        found = Index.read(config.data.shards).fingerprint
+        if found != data_fact(config, "fingerprint"):
+            name = f"-{Path(config.data.shards).resolve().name[:40]}-{found[:8]}"
+    if not name and category != load_run(config.directory).data.category:
+        name = f"-{category if isinstance(category, str) else '+'.join(category)}"[:60]
+    return name
 
 
 def other_shards(config: RunConfig) -> bool:

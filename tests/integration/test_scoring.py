@@ -480,3 +480,12 @@ def test_scoring_asks_for_a_checkpoint_where_there_is_none(folder, tmp_path):
     outcome = kdad("score", run)
     assert outcome.codes == [1]
     assert "train the run first" in outcome.text
+
+
+def test_scoring_another_choice_of_categories_leaves_the_results_of_the_run_alone(folder):
+    run = folder / "resnet"
+    succeeds("score", run)
+    before = (run / "metrics.json").read_bytes()
+    succeeds("score", run, "data.category=images")
+    assert (run / "metrics.json").read_bytes() == before
+    assert (run / "metrics-images.json").is_file() and (run / "scores-images").is_dir()

@@ -114,3 +114,37 @@ def test_changed_keys_names_what_trains_otherwise_and_nothing_else(tmp_path):
 def test_a_key_that_allows_several_kinds_is_named_by_its_own_path(tmp_path):
     with pytest.raises(ConfigError, match="data.category: input should be a valid list, found 3"):
         load(write(tmp_path, GOOD), ["data.category=3"])
+
+
+LORAMAE = [
+    "method.name=loramae",
+    "method.preset=mae_vit_tiny_patch8",
+    "method.weights=random",
+    "method.freeze_random=true",
+]
+
+
+def test_what_only_costs_or_only_reads_is_free_to_change_in_a_run(tmp_path):
+    path = write(tmp_path, GOOD)
+    config = load(path, LORAMAE)
+    free = ["method.activation_checkpointing=true", "method.inference.pattern=diagonal"]
+    assert changed_keys(config, load(path, [*LORAMAE, *free])) == []
+    [change] = changed_keys(config, load(path, [*LORAMAE, "method.lora.rank=2"]))
+    assert change == "method.lora.rank: 4 in the run, 2 now"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["method.freeze_random=false"], "never trained"),
+        (["method.lora=null"], "freezes nothing"),
+        (["method.lora=null", "method.freeze_random=false"], "leaves no block to train"),
+        (["method.inference.partitions=2"], "only with pattern random"),
+        (["train.init_from=x.safetensors"], "starts from method.weights"),
+        (["method.lora.rnk=2"], "did you mean rank"),
+        (["method.name=loramea"], "did you mean loramae"),
+        (["seed=9223372036854775808"], "less than"),
+    ],
+)
+def test_a_wrong_value_of_the_masked_autoencoder_is_explained(tmp_path, overrides, said):
+    assert said in problems(tmp_path, GOOD, *LORAMAE, *overrides)
