@@ -136,6 +136,7 @@ class Bench:
                 "name": "loramae",
                 "preset": preset,
                 "weights": "random",
+                "inference": {"pattern": "stripes", "error": "normalised"},  # as the original
                 "freeze_random": True,
             },
             "optim": {

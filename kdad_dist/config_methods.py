@@ -60,12 +60,12 @@ class LoraConfig:
 class InferenceConfig:
     masks: Annotated[int, Field(ge=2)] = 4
     """Masks M that hide each patch exactly once; L - L/M patches are visible under each."""
-    pattern: Literal["stripes", "diagonal", "lattice", "random"] = "stripes"
+    pattern: Literal["stripes", "diagonal", "lattice", "random"] = "diagonal"
     """Which patches are hidden together: columns of patches (the seed's), diagonals, a square
     lattice (M must be a square number), or parts of a permutation drawn from the run's seed."""
     partitions: Positive = 1
     """With `random`: so many partitions, whose error maps are averaged."""
-    error: Literal["normalised", "pixel"] = "normalised"
+    error: Literal["normalised", "pixel"] = "pixel"
     """Squared error of patches normalised by their own mean and deviation, or of pixel values."""
     map: Literal["pixel", "patch"] = "pixel"
     """Resolution of the error: every pixel, or the mean over each patch."""

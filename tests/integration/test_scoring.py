@@ -175,13 +175,13 @@ def test_how_a_student_is_read_may_change_in_its_run(folder, tmp_path):
     image = save_image(tmp_path / "new.png", texture(1))
     succeeds("score", run)
     before, config = results(run), (run / "config.yaml").read_bytes()
-    succeeds("score", run, "method.inference.pattern=diagonal")
+    succeeds("score", run, "method.inference.pattern=stripes")
     assert results(run)["scores/scores.csv"] != before["scores/scores.csv"]
     assert (run / "config.yaml").read_bytes() == config
     outcome = succeeds("score", run, "--images", image)
-    assert "no threshold" in outcome.text  # it is of diagonals, and these are stripes
+    assert "no threshold" in outcome.text  # it is of stripes, and these are diagonals
     assert "1 image, not judged" in outcome.text
-    outcome = succeeds("score", run, "method.inference.pattern=diagonal", "--images", image)
+    outcome = succeeds("score", run, "method.inference.pattern=stripes", "--images", image)
     assert "no threshold" not in outcome.text
     outcome = kdad("score", run, "method.inference.masks=5")
     assert outcome.codes == [2]
@@ -486,6 +486,6 @@ def test_scoring_another_choice_of_categories_leaves_the_results_of_the_run_alon
     run = folder / "resnet"
     succeeds("score", run)
     before = (run / "metrics.json").read_bytes()
-    succeeds("score", run, "data.category=images")
+    succeeds("score", run, "data.category=tile")
     assert (run / "metrics.json").read_bytes() == before
-    assert (run / "metrics-images.json").is_file() and (run / "scores-images").is_dir()
+    assert (run / "metrics-tile.json").is_file() and (run / "scores-tile").is_dir()

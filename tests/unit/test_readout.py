@@ -93,9 +93,9 @@ def changed(*overrides: str) -> RunConfig:
         "data.image_size=112",
         "method.combine=sum",
         "method.read_layers=[1]",
-        "method.inference.pattern=diagonal",
+        "method.inference.pattern=stripes",
         "method.inference.masks=2",
-        "method.inference.error=pixel",
+        "method.inference.error=normalised",
     ],
 )
 def test_what_changes_scores_changes_the_description_of_the_readout(override):
