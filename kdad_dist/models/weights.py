@@ -41,7 +41,10 @@ def read_weights(path: Path, key: str = "method.teacher.weights") -> dict[str, T
         WeightsError: the file is missing, damaged, of another kind, or holds more than tensors.
     """
     if not path.is_file():
-        raise WeightsError(f"there is no weights file {path}", f"check {key}")
+        remedy = f"check {key}"
+        if path.parent.name == "export":
+            remedy += f"; `kdad export {path.parent.parent}` writes it, once that run is trained"
+        raise WeightsError(f"there is no weights file {path}", remedy)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

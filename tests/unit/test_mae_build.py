@@ -231,6 +231,12 @@ def test_a_missing_file_names_its_key(tmp_path: Path) -> None:
         build_mae(from_file(tmp_path / "x.pth"), SIZE, 0)
 
 
+def test_a_missing_export_is_answered_with_the_command_that_writes_it(tmp_path: Path) -> None:
+    file = tmp_path / "runs/base/export/student.safetensors"
+    with pytest.raises(WeightsError, match=r"`kdad export .*runs/base` writes it"):
+        build_mae(from_file(file), SIZE, 0)
+
+
 @pytest.mark.parametrize(
     ("options", "size", "says"),
     [
