@@ -5,6 +5,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -223,7 +224,8 @@ def read_threshold(config: RunConfig, trained: Trained) -> Threshold:
         wanted = [trained.step, readout_of(config)]
         if found == wanted:
             return Threshold(**limits)
-        missing = "{} is of step {}, {}; this is step {}, {}".format(path, *found, *wanted)
+        one, other = ("step {}, {}".format(*values) for values in (found, wanted))
+        missing = f"{path} is of {_unlike(one, other)}; this is {_unlike(other, one)}"
     log.warning(
         "no threshold, so there are scores but no labels, masks or boxes: %s; for a threshold, run "
         "`kdad score %s` with the same words first",
@@ -231,3 +233,9 @@ def read_threshold(config: RunConfig, trained: Trained) -> Threshold:
         config.directory,
     )
     return Threshold()
+
+
+def _unlike(words: str, others: str) -> str:
+    """What a reading has that another has not; everything where that is nothing."""
+    parts, shared_parts = (re.split(r", (?=[a-z])", text) for text in (words, others))
+    return ", ".join(part for part in parts if part not in shared_parts) or words

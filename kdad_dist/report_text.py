@@ -41,7 +41,9 @@ def latency(figures: Any) -> str:
     try:
         images, median, p95 = (figures[name] for name in ("unit_images", "median", "p95"))
         together = "one image" if images == 1 else f"{images} images together"
-        return f"{median:.3g} ms for {together} (95 % within {p95:.3g} ms)"
+        # Three digits, and 1180 rather than 1.18e+03.
+        typical, most = (f"{float(f'{value:.3g}'):g}" for value in (median, p95))
+        return f"{typical} ms for {together} (95 % within {most} ms)"
     except (LookupError, TypeError, ValueError):
         return str(figures)
 

@@ -137,9 +137,9 @@ def threshold(config: RunConfig, rows: Sequence[Row]) -> dict[str, Any]:
     quantile = config.score.threshold_quantile
     if 0 < len(rows) < ENOUGH:
         log.warning(
-            "the threshold rests on %d held-out images only: expect false alarms; more training "
+            "the threshold rests on %s only: expect false alarms; more training "
             "images, or a larger data.val_fraction, make it firmer",
-            len(rows),
+            "one held-out image" if len(rows) == 1 else f"{len(rows)} held-out images",
         )
 
     def of(name: str) -> float | None:

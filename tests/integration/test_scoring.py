@@ -180,6 +180,8 @@ def test_how_a_student_is_read_may_change_in_its_run(folder, tmp_path):
     assert (run / "config.yaml").read_bytes() == config
     outcome = succeeds("score", run, "--images", image)
     assert "no threshold" in outcome.text  # it is of stripes, and these are diagonals
+    unlike = "is of inference.pattern stripes; this is inference.pattern diagonal; for a threshold"
+    assert unlike in outcome.text
     assert "1 image, not judged" in outcome.text
     outcome = succeeds("score", run, "method.inference.pattern=stripes", "--images", image)
     assert "no threshold" not in outcome.text
