@@ -1,7 +1,7 @@
 """Markdown tables of `docs/results.md`, from the `metrics.json` of runs that differ in their seed.
 
 python benchmarks/results_tables.py --runs TITLE RUN RUN RUN [--runs TITLE RUN ...]
-python benchmarks/results_tables.py --choices choices.json [--top 12]
+python benchmarks/results_tables.py --choices choices.json [--top 12] [--around KEY=VALUE ...]
 """
 
 import argparse
@@ -49,8 +49,12 @@ def line(name: str, entries: list[dict[str, Any]]) -> list[str]:
     return [name, str(entries[0]["images"]), *figures]
 
 
-def choices_table(path: Path, top: int) -> str:
-    """Candidates ranked by the synthetic figure alone, the test figures beside it."""
+def choices_table(path: Path, top: int, around: dict[str, str]) -> str:
+    """Candidates, the figure that one may choose by first, the test figures behind it.
+
+    Ranked by the first, or, given a way of reading, that one and all that differ from it in one
+    thing.
+    """
     groups: dict[tuple[str, ...], list[dict[str, Any]]] = defaultdict(list)
     found = json.loads(path.read_text())
     for row in found:
@@ -59,12 +63,19 @@ def choices_table(path: Path, top: int) -> str:
     def selection(rows: list[dict[str, Any]]) -> float:
         return mean(row["synthetic"]["image_auroc"] for row in rows)
 
-    ranked = sorted(groups.items(), key=lambda item: selection(item[1]), reverse=True)
+    shown = sorted(groups.items(), key=lambda item: selection(item[1]), reverse=True)
+    if around:
+        assert around.keys() == found[0]["reading"].keys(), list(found[0]["reading"])
+        center = tuple(around[key] for key in found[0]["reading"])
+        distance = {key: sum(a != b for a, b in zip(key, center, strict=True)) for key, _ in shown}
+        shown = sorted(
+            (item for item in shown if distance[item[0]] <= 1), key=lambda item: distance[item[0]]
+        )
     titles = [*found[0]["reading"], "synthetic image AUROC"]
     rows = [[*titles, *(f"test {name}" for name in FIGURES.values())]]
-    for key, found in ranked[:top] if top else ranked:
-        chosen_by = spread([row["synthetic"]["image_auroc"] for row in found])
-        test = [spread([row["test"][name] for row in found]) for name in FIGURES]
+    for key, group in shown[:top] if top else shown:
+        chosen_by = spread([row["synthetic"]["image_auroc"] for row in group])
+        test = [spread([row["test"][name] for row in group]) for name in FIGURES]
         rows.append([*key, chosen_by, *test])
     return markdown(rows)
 
@@ -75,11 +86,13 @@ def main() -> None:
     parser.add_argument("--metrics", default="metrics.json", help="or metrics-last.json")
     parser.add_argument("--choices", type=Path)
     parser.add_argument("--top", type=int, default=0, help="0: every candidate")
+    parser.add_argument("--around", nargs="*", default=[], metavar="KEY=VALUE")
     options = parser.parse_args()
     for title, *runs in options.runs:
         print(runs_table(title, [Path(run) for run in runs], options.metrics))
     if options.choices:
-        print(choices_table(options.choices, options.top))
+        around = dict(item.split("=", 1) for item in options.around)
+        print(choices_table(options.choices, options.top, around))
 
 
 if __name__ == "__main__":
