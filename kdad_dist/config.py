@@ -121,7 +121,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if (self.epochs is None) == (self.steps is None):
-            raise ValueError("give exactly one of epochs and steps")
+            raise ValueError("give exactly one of epochs and steps; the other is null")
 
 
 @dataclass(frozen=True, config=CHECKED)
