@@ -68,7 +68,7 @@ def test_the_frozen_network_trains_what_the_original_does() -> None:
 
 
 def test_without_lora_everything_but_the_positions_is_trained() -> None:
-    network = on_no_device(lora=None, freeze_non_lora=False)
+    network = on_no_device(lora=None, freeze_non_lora=False, freeze_random=False)
     still = {key for key, p in network.named_parameters() if not p.requires_grad}
     assert still == {"pos_embed", "decoder_pos_embed"}
     assert count(network) == 330_547_347 - 688_128

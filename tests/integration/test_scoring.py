@@ -443,7 +443,12 @@ def test_an_export_holds_lora_merged_and_another_run_starts_from_it(folder, tmp_
     file = run / "export/student.safetensors"
     merged = load(
         folder / "mae.yaml",
-        [f"method.weights={file}", "method.lora=null", "method.freeze_non_lora=false"],
+        [
+            f"method.weights={file}",
+            "method.lora=null",
+            "method.freeze_non_lora=false",
+            "method.freeze_random=false",
+        ],
     )
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
