@@ -25,9 +25,8 @@ def one_thread() -> None:
 def on_no_device(**options: Any) -> MaskedAutoencoder:
     """The network without memory for its weights."""
     with torch.device("meta"):
-        return build_mae(
-            LoraMaeConfig(weights="random", freeze_random=True, **options), 224, seed=0
-        )
+        options = {"freeze_random": True, **options}
+        return build_mae(LoraMaeConfig(weights="random", **options), 224, seed=0)
 
 
 def count(network: nn.Module, trained: bool = False, name: str = "") -> int:
