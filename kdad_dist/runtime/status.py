@@ -10,7 +10,7 @@ from typing import Any
 from kdad_dist import files
 from kdad_dist.errors import Preempted
 from kdad_dist.runtime.rundir import CONFIG_FILE
-from kdad_dist.runtime.together import lost_peer
+from kdad_dist.runtime.together import gathered, lost_peer
 
 
 class Status:
@@ -45,6 +45,7 @@ class Status:
         """Records how the block ends: finished, preempted, or failed with its reason."""
         self.write("running")
         try:
+            gathered(None)  # lest "running" replaces what another process writes of its failure
             yield
         except Preempted as error:
             self.write("preempted", error.problem)
