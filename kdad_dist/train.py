@@ -90,7 +90,7 @@ def fit(run: Run) -> None:
     record = Recorder(run.config, run.session, run.loader, run.state, run.steps, run.operations)
     saving, best = SaveTimer(run.config), run.best
     run.method.train()
-    with stop.heeding_interrupts(), record.recording():
+    with record.recording(), stop.heeding_interrupts():
         for step, micros in enumerate(run.loader.steps(run.state.step, run.steps), run.state.step):
             done, lr = step + 1, rate(run, step)
             run.session.reseed(run.config.seed, step)  # dropout: the same after a resume

@@ -2,11 +2,12 @@
 
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from kdad_dist import files
+from kdad_dist.errors import UsageError
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.together import shared
 
@@ -44,16 +45,18 @@ def write(folder: Path, work: Callable[[], T]) -> T:
 @contextmanager
 def emptied(folder: Path) -> Iterator[None]:
     """Makes or empties a folder that no other launch uses; removes it after an error."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with files.exclusive(folder):
-        for old in folder.iterdir():
-            if old.name != files.LOCK:
-                shutil.rmtree(old) if old.is_dir() else old.unlink()
-        try:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.exclusive(folder):
+            for old in folder.iterdir():
+                if old.name != files.LOCK:
+                    shutil.rmtree(old) if old.is_dir() else old.unlink()
             yield
-        except BaseException:
+    except BaseException:
+        # A Ctrl-C may come before the lock is held; what another launch holds is left to it.
+        with suppress(OSError, UsageError), files.exclusive(folder):
             shutil.rmtree(folder, ignore_errors=True)
-            raise
+        raise
 
 
 def replace(final: Path, partial: Path) -> None:

@@ -31,7 +31,7 @@ class StopRequest:
         self.file = run / PREEMPT_FILE
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.reason: str | None = None
-        self._said = False
+        self._said = self._interrupted = False
         for number in (signal.SIGTERM, signal.SIGUSR1):
             signal.signal(number, self._note)
 
@@ -43,13 +43,23 @@ class StopRequest:
         before = signal.signal(signal.SIGINT, self._note)
         try:
             yield
+        except Exception as error:
+            # torch's checkpoints catch a Ctrl-C like any failure, and then wait for processes
+            # that have gone: what they raise in the end is another error.
+            if self._interrupted:
+                raise KeyboardInterrupt from error
+            raise
         finally:
             signal.signal(signal.SIGINT, before)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = f"received {signal.Signals(number).name}"
         if number == signal.SIGINT:
-            signal.signal(number, signal.default_int_handler)
+            signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupted = True
+        signal.default_int_handler(number, frame)
 
     def poll(self) -> str | None:
         """Why this process should stop, or None; the first time, it tells the person so."""

@@ -39,8 +39,6 @@ def together(done: str, path: Path, work: Callable[[], T]) -> list[T]:
         except CheckpointError:
             raise
         except (Exception, CheckpointException) as error:
-            if _interrupted(error):
-                raise KeyboardInterrupt from error
             raise CheckpointError(*_describe(error, done, path)) from error
 
     return gathered(shared(described))
@@ -81,12 +79,6 @@ def lost_peer(error: BaseException) -> bool:
     return isinstance(error, dist.DistError) or (
         isinstance(error, RuntimeError) and "/gloo/" in str(error)
     )
-
-
-def _interrupted(error: BaseException) -> bool:
-    """Whether DCP, which catches everything, caught a Ctrl-C."""
-    failures = error.failures.values() if isinstance(error, CheckpointException) else ()
-    return any(isinstance(failure, KeyboardInterrupt) for failure, _ in failures)
 
 
 def _describe(error: BaseException, done: str, path: Path) -> tuple[str, str]:

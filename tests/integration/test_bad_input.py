@@ -575,10 +575,7 @@ def test_a_second_ctrl_c_ends_a_training_at_once(config, tmp_path, processes):
             return True
         return False
 
-    outcome = interrupt(launched, asked)
-    # Who waits for another process just then is ended by the launcher, once one has left.
-    assert 130 in outcome.codes and set(outcome.codes) <= {130, -signal.SIGKILL}, outcome.text
-    assert "Traceback" not in outcome.text and "kdad: interrupted" in outcome.text, outcome.text
+    interrupted(interrupt(launched, asked))
     assert json.loads((out / "status.json").read_text())["reason"] == "interrupted"
 
 
@@ -588,6 +585,4 @@ def test_an_interrupted_scoring_leaves_what_was_there(run, tmp_path, processes):
     before = contents(copy)
     launched = Launched(["score", copy], processes)
     interrupted(interrupt(launched, (copy / "scores.partial").exists))
-    # The launcher may end a process that is clearing away; the next scoring replaces what is left.
-    shutil.rmtree(copy / "scores.partial", ignore_errors=True)
     assert contents(copy) == before
