@@ -130,6 +130,10 @@ class CheckpointConfig:
     every_minutes: PositiveFloat | None = 10
     keep: Positive = 2
     """How many of the newest to keep; the best on held-out normal images is kept beside them."""
+    keep_hours: NonNegativeFloat = 0
+    """Checkpoints younger than this stay too, however many they are."""
+    asynchronous: bool = False
+    """Write in the background, from a copy in the host's memory, while training goes on."""
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -2,12 +2,12 @@
 
 import logging
 import math
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from kdad_dist.config import RunConfig
 from kdad_dist.data.index import Index
@@ -15,15 +15,15 @@ from kdad_dist.data.loader import Loader, Micro
 from kdad_dist.errors import Preempted, TrainingError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
-from kdad_dist.models.norm import convert_batchnorm, several_values
+from kdad_dist.models.norm import several_values
 from kdad_dist.models.weights import load_weights, read_weights
 from kdad_dist.runtime import account, launch, session
-from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.engine import Engine, build_engine
 from kdad_dist.runtime.finished import finished, say_so
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.loaders import open_loaders
-from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.preemption import Agreement, StopRequest
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, note, refuse_changes
@@ -34,8 +34,6 @@ from kdad_dist.runtime.tracker import check_wandb
 from kdad_dist.schedule import learning_rate
 
 log = logging.getLogger(__name__)
-SCALER = ("scale", "_growth_tracker")
-"""The part of fp16's loss scaler that changes; it stands among the metrics of a checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Run:
     session: Session
     index: Index
     method: Method
-    optimizer: torch.optim.Optimizer
+    engine: Engine
     loader: Loader
     validation: Loader | None
     checkpoints: CheckpointManager
@@ -69,7 +67,9 @@ def train(config: RunConfig) -> None:
     """
     check_wandb(config.track.wandb)
     launch.check_precision("train.precision", config.train.precision)
-    with session.start(config.train.precision, config.track.wandb != "disabled") as here:
+    with session.start(
+        config.train.precision, config.track.wandb != "disabled", trains=True
+    ) as here:
         refuse_changes(config)
         with ExitStack() as stack:
             if_main = [claimed(config)] if here.is_main else []
@@ -111,7 +111,7 @@ def fit(run: Run) -> None:
                 verdict = verdict.also(agreement.settle())
                 refuse_non_finite(verdict.first_bad)
                 with record.saving(done):
-                    save(run, done, metrics)
+                    save(run, done, metrics, last=verdict.stop or done == run.steps)
                 best = min(best, metrics.get("val_loss", best))
                 saving.restart()
             if metrics or verdict.save or saving.at(done):
@@ -126,37 +126,21 @@ def fit(run: Run) -> None:
 def take_step(run: Run, micros: list[Micro], lr: float) -> tuple[dict[str, Tensor], Tensor]:
     """One optimizer update on the rows of all micro-batches.
 
-    DDP averages gradients over processes, so this process's sum is weighted by `world` and divided
-    by the images of the whole step. A non-finite update is skipped on the device by the fused
-    optimizer itself (`found_inf`), without the host waiting for it.
+    Engines average gradients over processes, so this process's sum is weighted by `world` and
+    divided by the images of the whole step.
 
     Returns:
         The losses of this process's rows over the images of the step (summed over processes they
         are the means), and the norm of the whole gradient before clipping.
     """
-    accelerator, student = run.session.accelerator, run.method.student
+    engine, here = run.engine, run.session
     losses: dict[str, Tensor] = {}
     for i, micro in enumerate(micros):
-        last = i == len(micros) - 1
-        sync = nullcontext() if last else accelerator.no_sync(student)
-        with sync, accelerator.autocast(), several_values():
+        with engine.micro(last=i == len(micros) - 1), here.autocast(), several_values():
             terms = {k: v.sum() / micro.step_images for k, v in run.method(micro.batch).items()}
-            accelerator.backward(terms["loss"] * run.session.world)
+            engine.backward(terms["loss"] * here.world)
         losses = {k: losses.get(k, 0) + v.detach() for k, v in terms.items()}
-    for group in run.optimizer.param_groups:
-        group["lr"] = lr
-    scaler = accelerator.scaler
-    if scaler is not None:
-        scaler.unscale_(run.optimizer)
-    norm = nn.utils.clip_grad_norm_(student.parameters(), run.config.optim.clip or math.inf)
-    if scaler is not None:
-        scaler.step(run.optimizer)
-        scaler.update()
-    else:
-        run.optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore
-        run.optimizer.step()
-    run.optimizer.zero_grad(set_to_none=True)
-    return losses, norm
+    return losses, engine.step(lr)
 
 
 def rate(run: Run, step: int) -> float:
@@ -171,7 +155,7 @@ def validate(run: Run, loader: Loader) -> float:
     total = torch.zeros(2, dtype=torch.float64, device=run.session.device)
     for micros in loader.steps(0, loader.steps_per_epoch):
         for micro in micros:
-            with run.session.accelerator.autocast():
+            with run.session.autocast():
                 loss = run.method(micro.batch)["loss"]
             total += torch.stack([loss.double().sum(), torch.tensor(len(loss), device=loss.device)])
     run.method.train()
@@ -195,19 +179,19 @@ def refuse_non_finite(first_bad: int | None) -> None:
         )
 
 
-def save(run: Run, done: int, metrics: dict[str, float]) -> None:
-    scaler = run.session.accelerator.scaler
-    if scaler is not None:
-        metrics = metrics | {name: scaler.state_dict()[name] for name in SCALER}
+def save(run: Run, done: int, metrics: dict[str, float], last: bool) -> None:
+    """Saves, or begins to where `checkpoint.asynchronous`; the last of a start is waited for."""
     state = TrainState(done, run.loader.samples_seen(done))
-    run.checkpoints.save(run.method.student, run.optimizer, state, metrics)
+    run.checkpoints.save(run.engine.contents, state, metrics | run.engine.facts())
+    if last:
+        run.checkpoints.wait()
 
 
 def is_finite(run: Run, loss: Tensor, norm: Tensor) -> Tensor:
     """Whether a step went well. Under fp16 gradients overflow in the normal course of things,
     the scaler then skips the update and lowers its scale.
     """
-    if run.session.accelerator.scaler is not None:
+    if run.config.train.precision == "fp16":
         return loss.isfinite()
     return loss.isfinite() & norm.isfinite()
 
@@ -218,11 +202,12 @@ def build(config: RunConfig, here: Session) -> Run:
     index, method, identity, loader, validation = shared(lambda: assemble(config, here))
     cost = operations(method, config.data.image_size)
     log.info(account.expected(config, method, loader.samples_seen(loader.steps_per_epoch)))
-    optimizer = wrap(config, method, here)
+    engine = build_engine(config, method, here)
+    keep = Rotation(config.checkpoint.keep, config.checkpoint.keep_hours)
     checkpoints = CheckpointManager(
-        config.directory / "checkpoints", config.checkpoint.keep, identity
+        config.directory / "checkpoints", keep, identity, config.checkpoint.asynchronous
     )
-    state, best = resume(checkpoints, method.student, optimizer, here)
+    state, best = resume(checkpoints, engine)
     epochs = config.train.epochs or 0
     steps = config.train.steps or epochs * loader.steps_per_epoch
     if state.step >= steps:
@@ -234,7 +219,7 @@ def build(config: RunConfig, here: Session) -> Run:
         here,
         index,
         method,
-        optimizer,
+        engine,
         loader,
         validation,
         checkpoints,
@@ -258,37 +243,18 @@ def assemble(
     if config.train.init_from:
         weights = read_weights(Path(config.train.init_from), "train.init_from")
         load_weights(method.student, weights, "train.init_from")
-    method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    # FSDP2 cuts up parameters in their plain order and takes no other.
+    order = torch.contiguous_format if here.mode == "fsdp2" else torch.channels_last
+    method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]
     return index, method, identity, *open_loaders(config, index, method, here)
 
 
-def wrap(config: RunConfig, method: Method, here: Session) -> torch.optim.Optimizer:
-    """Makes the student one network over all processes, and returns its optimizer."""
-    student = method.student
-    if here.world > 1:
-        student = convert_batchnorm(student)
-    if config.train.compile:
-        student.compile()
-    optimizer = build_optimizer(config, student)
-    method.student = here.accelerator.prepare(student)
-    launch.check_wrapper(method.student, here.world)
-    return optimizer
-
-
-def resume(
-    checkpoints: CheckpointManager,
-    student: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    here: Session,
-) -> tuple[TrainState, float]:
+def resume(checkpoints: CheckpointManager, engine: Engine) -> tuple[TrainState, float]:
     """Loads the newest checkpoint that verifies, if any; the state, and the best loss so far."""
     path = checkpoints.latest()
     if path is None:
         return TrainState(step=0, samples_seen=0), math.inf
-    state = checkpoints.load(path, student, optimizer)
-    scaler = here.accelerator.scaler
-    if scaler is not None:
-        saved = checkpoints.manifest(path)["metrics"]
-        scaler.load_state_dict(scaler.state_dict() | {name: saved[name] for name in SCALER})
+    state = checkpoints.load(path, engine.contents)
+    engine.restore(checkpoints.manifest(path)["metrics"])
     best = checkpoints.best()
     return state, math.inf if best is None else checkpoints.manifest(best)["metrics"]["val_loss"]

@@ -14,6 +14,18 @@ from pathlib import Path
 
 from tests.launcher import free_port
 
+MODES = {
+    "ddp": {},
+    "fsdp2": {
+        "ACCELERATE_USE_FSDP": "true",
+        "FSDP_VERSION": "2",
+        "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+        "FSDP_RESHARD_AFTER_FORWARD": "true",
+        "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+        "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    },
+}
+"""What `accelerate launch` puts into the environment for the files below launch/accelerate."""
 PRELOAD = ["timm", "accelerate", "torch._dynamo", "scipy.ndimage", "sklearn.metrics", __name__]
 
 
@@ -32,9 +44,11 @@ class Launched:
         words: Sequence[object],
         processes: int,
         first: Callable[[], None] | None = None,
+        mode: str = "ddp",
     ) -> None:
         """Args:
         first: of the top level of a module; called in each rank before the command.
+        mode: one of MODES; but for ddp, one process is launched too.
         """
         context = multiprocessing.get_context("forkserver")
         # Imported once, in the process that all ranks are forked from.
@@ -44,7 +58,7 @@ class Launched:
         self.ranks = [
             context.Process(
                 target=_rank,
-                args=([str(w) for w in words], rank, processes, port, self.folder.name, first),
+                args=([str(w) for w in words], rank, processes, port, self.folder.name, first, mode),
             )
             for rank in range(processes)
         ]
@@ -77,14 +91,15 @@ def kdad(
     processes: int = 1,
     timeout: float = 180,
     first: Callable[[], None] | None = None,
+    mode: str = "ddp",
 ) -> Outcome:
     """Runs `kdad WORDS` on so many processes, to its end."""
-    return Launched(words, processes, first).wait(timeout)
+    return Launched(words, processes, first, mode).wait(timeout)
 
 
-def succeeds(*words: object, processes: int = 1) -> Outcome:
+def succeeds(*words: object, processes: int = 1, mode: str = "ddp") -> Outcome:
     """As `kdad`, for commands that must not fail."""
-    outcome = kdad(*words, processes=processes)
+    outcome = kdad(*words, processes=processes, mode=mode)
     assert outcome.codes == [0] * processes, outcome.text
     return outcome
 
@@ -112,13 +127,15 @@ def _rank(
     port: int,
     folder: str,
     first: Callable[[], None] | None,
+    mode: str,
 ) -> None:
     output = os.open(f"{folder}/rank_{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ["OMP_NUM_THREADS"] = "1"
-    if processes > 1:
+    os.environ |= MODES[mode]
+    if processes > 1 or mode != "ddp":
         os.environ |= {
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),

@@ -22,6 +22,8 @@ class Method(nn.Module, ABC):
     derived: frozenset[str] = frozenset()
     """Names of frozen weights of the student that follow from other weights and the configuration,
     but for their last bits, which another processor may round otherwise."""
+    blocks: frozenset[str] = frozenset()
+    """Class names of the student's modules that sharded training gathers one at a time."""
     caches_targets: bool
     """Whether `targets` of all images shall be computed once, before training."""
 

@@ -27,6 +27,7 @@ class LoraMae(Method):
     """A student without a teacher: the image itself says what should have been there."""
 
     derived = frozenset({"pos_embed", "decoder_pos_embed"})
+    blocks = frozenset({"Block"})
     mean: Tensor
     std: Tensor
     hidden: Int64[Tensor, "partitions masks hidden"]

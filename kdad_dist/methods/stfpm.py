@@ -19,6 +19,8 @@ class Stfpm(Method):
     images. Where it fails on a test image, the image shows something it has not seen.
     """
 
+    blocks = frozenset({"BasicBlock", "Bottleneck"})
+
     def __init__(self, config: StfpmConfig, seed: int) -> None:
         super().__init__()
         self.config = config

@@ -3,9 +3,9 @@
 ```
 checkpoints/
   step_00001000/
-    manifest.json      step, metrics, identity, size and sha256 of every file, and its own sha256
-    .metadata          which tensor lies where
-    __0_0.distcp ...   the tensors, one file from each process that wrote
+    manifest.json      step, metrics, identity, format, size and sha256 of every file, and its own
+    .metadata          (format dcp) which tensor lies where
+    __0_0.distcp ...   (format dcp) the tensors, one file from each process that wrote
   .step_00001100.3f2a9c01.partial/      being written, or being deleted; never read
 ```
 
@@ -16,15 +16,14 @@ configuration and the step.
 import logging
 import math
 import shutil
-from collections.abc import Callable, Iterable
+import time
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from torch import nn
-from torch.optim import Optimizer
+from typing import Any, Protocol
 
 from kdad_dist.errors import CheckpointError
+from kdad_dist.runtime.background import Background
 from kdad_dist.runtime.identity import SOURCES
 from kdad_dist.runtime.manifest import (
     VERSION,
@@ -38,8 +37,7 @@ from kdad_dist.runtime.manifest import (
     sync_directory,
     verify,
 )
-from kdad_dist.runtime.tensors import METADATA, check_fit, read_tensors, write_tensors
-from kdad_dist.runtime.together import on_main, processes, rank_here, together
+from kdad_dist.runtime.together import Group, on_main, processes, rank_here, together
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +52,55 @@ class TrainState:
     """Images trained on, over all processes."""
 
 
+class Writable(Protocol):
+    """What can be written into a checkpoint."""
+
+    def write(self, folder: Path, group: Group) -> list[Path]:
+        """Writes this process's files, flushed to the disk; names them. Collective."""
+        ...
+
+
+class Contents(Writable, Protocol):
+    """What a checkpoint holds, and the form in which it stands there."""
+
+    format: str
+
+    def snapshot(self) -> Writable:
+        """The same on the host, where further training does not change it."""
+        ...
+
+    def check(self, folder: Path, files: Collection[str]) -> None:
+        """Compares names and shapes with those of verified files.
+
+        Raises:
+            CheckpointError: they are of another student; it says how.
+        """
+        ...
+
+    def read(self, folder: Path, files: Collection[str]) -> None:
+        """Takes everything from verified files.
+
+        Raises:
+            CheckpointError: they do not fit; nothing has been changed then.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """Which checkpoints stay: the best on held-out images, and these."""
+
+    newest: int
+    """How many of the newest."""
+    hours: float = 0.0
+    """All that are younger."""
+
+    def keeps(self, paths: list[Path]) -> set[Path]:
+        """Of checkpoints, the oldest first."""
+        young = {p for p in paths if time.time() - p.stat().st_mtime < 3600 * self.hours}
+        return {*paths[-self.newest :], *young}
+
+
 class CheckpointManager:
     """Writes, finds, reads and prunes the checkpoints of one run.
 
@@ -62,55 +109,79 @@ class CheckpointManager:
 
     Args:
         directory: holds the checkpoints and nothing else; made at the first save.
-        keep: how many of the newest to keep, beside the best.
+        rotation: which of them to keep.
         identity: what must not differ between saving and loading, such as digests of the
             configuration and of the data, by name. It stands in every manifest.
+        asynchronous: write in the background, from a copy on the host.
     """
 
-    def __init__(self, directory: Path, keep: int, identity: dict[str, str]) -> None:
-        assert keep >= 1, "without a checkpoint a run cannot be resumed"
-        self.directory = directory
-        self.keep = keep
-        self.identity = identity
-
-    def save(
+    def __init__(
         self,
-        student: nn.Module,
-        optimizer: Optimizer,
-        state: TrainState,
-        metrics: dict[str, float],
-    ) -> Path:
+        directory: Path,
+        rotation: Rotation,
+        identity: dict[str, str],
+        asynchronous: bool = False,
+    ) -> None:
+        assert rotation.newest >= 1, "without a checkpoint a run cannot be resumed"
+        self.directory = directory
+        self.rotation = rotation
+        self.identity = identity
+        self._background = Background() if asynchronous else None
+
+    def save(self, contents: Contents, state: TrainState, metrics: dict[str, float]) -> Path:
         """The checkpoint's directory, on disk in full before its name appears; then prunes.
 
         Where the step has a sound checkpoint already, only metrics new to it are written. Leftovers
         of killed saves are removed here and not earlier, since only a trainer may do that.
 
         Raises:
-            CheckpointError: on every process, naming the one that could not write, and why.
+            CheckpointError: on every process, naming the one that could not write, and why. In the
+                background, the save before failed.
         """
+        self.wait()
         final = self.directory / step_name(state.step)
         partial = on_main("prepared", final, lambda: self._prepare(final, metrics))
         if partial is None:
             return final
+        body = {
+            "version": VERSION,
+            "format": contents.format,
+            "step": state.step,
+            "samples_seen": state.samples_seen,
+            "metrics": metrics,
+            "identity": self.identity,
+        }
+        if self._background is None:
+            self._write(contents, partial, final, body, None)
+        else:
+            copy = contents.snapshot()
+            self._background.start(lambda group: self._write(copy, partial, final, body, group))
+        return final
+
+    def wait(self) -> None:
+        """Returns when nothing is being written in the background any more.
+
+        Raises:
+            CheckpointError: on every process; the checkpoint could not be written.
+        """
+        if self._background is not None:
+            self._background.wait()
+
+    def _write(
+        self, contents: Writable, partial: Path, final: Path, body: dict[str, Any], group: Group
+    ) -> None:
         try:
-            together("written", final, lambda: write_tensors(partial, student, optimizer))
-            shares = together("written", final, lambda: _own_files(partial))
-            body = {
-                "version": VERSION,
-                "step": state.step,
-                "samples_seen": state.samples_seen,
-                "metrics": metrics,
-                "identity": self.identity,
-                "world_size": len(shares),
-                "files": {name: entry for share in shares for name, entry in share.items()},
-            }
-            on_main("published", final, lambda: _publish(body, partial, final))
+            own = together("written", final, lambda: contents.write(partial, group), group)
+            mine = own[rank_here()]
+            shares = together("written", final, lambda: _entries(mine, partial), group)
+            files = {name: entry for share in shares for name, entry in share.items()}
+            whole = {**body, "world_size": len(shares), "files": files}
+            on_main("published", final, lambda: _publish(whole, partial, final), group)
         except CheckpointError:
             if rank_here() == 0:
                 shutil.rmtree(partial, ignore_errors=True)
             raise
-        on_main("pruned", self.directory, lambda: self._prune(final))
-        return final
+        on_main("pruned", self.directory, lambda: self._prune(final), group)
 
     def latest(self) -> Path | None:
         """The newest checkpoint that is sound; broken ones are reported and passed over."""
@@ -120,24 +191,27 @@ class CheckpointManager:
         """The sound checkpoint of the lowest `val_loss`, the earliest of equals."""
         return self._first_sound(_ranked)
 
-    def load(
-        self, path: Path, student: nn.Module, optimizer: Optimizer | None = None
-    ) -> TrainState:
-        """Fills the student, and the optimizer if given, bit for bit; says how far it had come.
+    def load(self, path: Path, contents: Contents) -> TrainState:
+        """Fills the contents, bit for bit; says how far the run had come.
 
-        Every file is verified first, each process taking a share of them. The optimizer keeps its
-        own hyper-parameters. Frozen parameters of the student need not be in the checkpoint.
+        Every file is verified first, each process taking a share of them.
 
         Raises:
-            CheckpointError: it is damaged, of another run, or does not fit the student.
+            CheckpointError: it is damaged, of another run, of another format, or does not fit.
         """
 
         def read() -> dict[str, Any]:
             body = read_manifest(path)
+            if body["format"] != contents.format:
+                raise CheckpointError(
+                    f"{path} was written in the format {body['format']}; this launch reads and "
+                    f"writes {contents.format}",
+                    "go on in the mode that wrote it (docs/cluster.md)",
+                )
             # First: of another network, names and shapes say more than that its hash differs.
-            check_fit(path, body["files"], student)
+            contents.check(path, body["files"])
             self._check_identity(path, body)
-            read_tensors(path, body["files"], student, optimizer)
+            contents.read(path, body["files"])
             return body
 
         together("read", path, lambda: verify(path, rank_here(), processes()))
@@ -185,7 +259,7 @@ class CheckpointManager:
         to look at until training reaches their step.
         """
         paths = [path for path in self._published() if path.name <= newest.name]
-        keep = {*paths[-self.keep :], *_ranked(paths)[:1]}
+        keep = {*self.rotation.keeps(paths), *_ranked(paths)[:1]}
         for path in paths:
             if path not in keep:
                 delete(path)
@@ -230,12 +304,9 @@ def _ranked(paths: list[Path]) -> list[Path]:
     return [path for *_, path in sorted(ranked)]
 
 
-def _own_files(partial: Path) -> dict[str, dict[str, Any]]:
-    """Entries of the files that this process wrote, read back from the disk."""
-    files = sorted(partial.glob(f"__{rank_here()}_*"))
-    if rank_here() == 0:
-        files.append(partial / METADATA)
-    return {file.name: file_entry(file) for file in files}
+def _entries(written: list[Path], partial: Path) -> dict[str, dict[str, Any]]:
+    """Size and hash of files, read back from the disk, by their names in the checkpoint."""
+    return {str(file.relative_to(partial)): file_entry(file) for file in written}
 
 
 def _publish(body: dict[str, Any], partial: Path, final: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from kdad_dist.config import RunConfig, changed_keys, load_run
 from kdad_dist.data.index import Index
 from kdad_dist.errors import DataError
-from kdad_dist.runtime.checkpoint import CheckpointManager
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.rundir import data_fact, note
 from kdad_dist.runtime.status import last
 from kdad_dist.runtime.together import gathered, shared
@@ -25,7 +25,7 @@ def finished(config: RunConfig, is_main: bool) -> bool:
     [steps, *_] = gathered(claim and claim[0])
     if steps is None:
         return False
-    checkpoints = CheckpointManager(run / "checkpoints", config.checkpoint.keep, identity={})
+    checkpoints = CheckpointManager(run / "checkpoints", Rotation(1), identity={})
     path = checkpoints.latest()
     if path is None or checkpoints.manifest(path)["step"] < steps:
         return False

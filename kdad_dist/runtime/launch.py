@@ -13,13 +13,16 @@ from pathlib import Path
 
 import yaml
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from kdad_dist.errors import UsageError
 
 log = logging.getLogger(__name__)
 
-ENGINES = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_FSDP": "FSDP"}
+ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+"""By these variables a launcher asks for more than DDP."""
+WRAPPERS: dict[str, type] = {"ddp": DistributedDataParallel, "fsdp2": FSDPModule}
 
 
 @dataclass(frozen=True)
@@ -114,13 +117,32 @@ def check(world: int, wrapper: str) -> None:
                 "launch with launch/train.sh or --config_file launch/accelerate/cpu.yaml (GPU: "
                 "multi_gpu.yaml) and --num_processes N; see docs/cluster.md",
             )
-    for variable, engine in ENGINES.items():
-        if os.environ.get(variable, "").lower() in {"true", "1"}:
-            raise UsageError(
-                f"the launcher asks for {engine} ({variable}); this version trains under DDP "
-                f"(mode in force: {wrapper})",
-                "use launch/accelerate/cpu.yaml or launch/accelerate/multi_gpu.yaml",
-            )
+
+
+def asked_mode(environment: Mapping[str, str]) -> str:
+    """The mode that the launcher asks for: ddp, or fsdp2.
+
+    Raises:
+        UsageError: this program does not train in that mode.
+    """
+
+    def said(name: str) -> bool:
+        return environment.get(name, "").lower() in {"true", "1"}
+
+    if said("ACCELERATE_USE_DEEPSPEED"):
+        raise UsageError(
+            "the launcher asks for DeepSpeed (ACCELERATE_USE_DEEPSPEED)",
+            "use launch/accelerate/cpu.yaml, multi_gpu.yaml or fsdp2.yaml",
+        )
+    if not said("ACCELERATE_USE_FSDP"):
+        return "ddp"
+    version = environment.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise UsageError(
+            f"the launcher asks for FSDP version {version} (FSDP_VERSION)",
+            "set fsdp_version: 2, as launch/accelerate/fsdp2.yaml does",
+        )
+    return "fsdp2"
 
 
 def check_precision(key: str, precision: str) -> None:
@@ -141,17 +163,18 @@ def check_precision(key: str, precision: str) -> None:
         )
 
 
-def check_wrapper(student: nn.Module, world: int) -> None:
+def check_wrapper(student: nn.Module, world: int, mode: str) -> None:
     """Refuses a student whose gradients would not be shared between the processes.
 
     Raises:
-        UsageError: several processes, and no DDP around the student.
+        UsageError: several processes, and not the wrapper of the mode around the student.
     """
     wrapper = type(student).__name__
-    if world > 1 and not isinstance(student, DistributedDataParallel):
+    shares = isinstance(student, WRAPPERS[mode])
+    if not shares and (world > 1 or mode != "ddp"):
         raise UsageError(
-            f"{world} processes are connected, but the student is a plain {wrapper}: each would "
-            "train its own copy",
+            f"{world} processes are connected under {mode}, but the student is a plain {wrapper}: "
+            "each would train its own copy",
             "launch with launch/train.sh; see docs/cluster.md",
         )
     log.info("student: %s", wrapper)

@@ -123,7 +123,7 @@ def cached_targets(
 
     @torch.no_grad()
     def compute(rows: Rows) -> Features:
-        with here.accelerator.autocast():
+        with here.autocast():
             return method.targets(to_float(pixels.read(rows), here.device))
 
     parts = [pixels_name, weights_hash(method.teacher), repr(config.method), config.train.precision]

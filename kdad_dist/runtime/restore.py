@@ -13,9 +13,10 @@ from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard, readout_of
-from kdad_dist.runtime.checkpoint import CheckpointManager
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
+from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import shared
 
 log = logging.getLogger(__name__)
@@ -43,13 +44,13 @@ def restore(config: RunConfig) -> Trained:
     """
     shared(lambda: refuse_another_reading(config))
     method = shared(lambda: build_method(config))
-    finder = CheckpointManager(config.directory / "checkpoints", keep=1, identity={})
+    finder = CheckpointManager(config.directory / "checkpoints", Rotation(1), identity={})
     path, rule = choose(finder, config.score.checkpoint)
     # The student may score other data than it was trained on, but only with its own base, and
     # beside its own teacher.
     identity = {"data": finder.manifest(path)["identity"]["data"], **frozen_weights(method)}
-    manager = CheckpointManager(finder.directory, keep=1, identity=identity)
-    state = manager.load(path, method.student)
+    manager = CheckpointManager(finder.directory, Rotation(1), identity)
+    state = manager.load(path, Tensors(method.student))
     method.requires_grad_(False)
     return Trained(method.eval(), state.step, rule)
 

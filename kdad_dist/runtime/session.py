@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -13,9 +13,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import (
     DistributedDataParallelKwargs,
+    DistributedType,
     InitProcessGroupKwargs,
     parse_flag_from_env,
 )
@@ -41,6 +42,8 @@ class Session:
     local_world: int
     """Processes on this node."""
     device: torch.device
+    mode: str = "ddp"
+    """How the processes train together: ddp (with one process too) or fsdp2."""
 
     @property
     def is_main(self) -> bool:
@@ -51,6 +54,10 @@ class Session:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def autocast(self) -> AbstractContextManager[None]:
+        """Computes in the precision of the session what follows."""
+        return self.accelerator.autocast()
 
     def reseed(self, seed: int, step: int) -> None:
         """Makes torch's own generators a function of (seed, step, process).
@@ -67,15 +74,19 @@ class Session:
 
 
 @contextmanager
-def start(precision: str = "no", wandb: bool = False) -> Iterator[Session]:
+def start(precision: str = "no", wandb: bool = False, trains: bool = False) -> Iterator[Session]:
     """Joins the processes of the launch, and leaves them in order at the end.
+
+    Args:
+        trains: whether a student will be trained, in the mode that the launcher asks for. Where
+            none is, each process works for itself, whatever the mode.
 
     Raises:
         UsageError: the launcher started something else than it was asked for.
         ConfigError: the precision does not exist on this device.
         PeerLost: another process ended.
     """
-    session = join(precision, wandb)
+    session = join(precision, wandb, trains)
     try:
         yield session
         # Not after an error: the other processes may never come to this barrier.
@@ -98,7 +109,7 @@ def start(precision: str = "no", wandb: bool = False) -> Iterator[Session]:
         GradientState._reset_state()
 
 
-def join(precision: str, wandb: bool) -> Session:
+def join(precision: str, wandb: bool, trains: bool) -> Session:
     """The session of this process, once it is clear that the launch is what was asked for."""
     on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     if on_cpu and precision == "fp16":
@@ -106,13 +117,21 @@ def join(precision: str, wandb: bool) -> Session:
             "precision is fp16, which needs a GPU, and this process runs on the CPU",
             "use bf16 or no",
         )
+    if not trains:
+        for name in launch.ENGINES:
+            os.environ.pop(name, None)
+    mode = launch.asked_mode(os.environ)
     # DDP broadcasts no buffers: BatchNorm statistics are global already. It searches for unused
     # parameters because it then never regroups its buckets after the first step, which would sum
     # in another order after a resume (measured on three and more processes).
     wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    if mode == "fsdp2" and on_cpu:
+        # On a CPU accelerate would train under DDP in silence: it looks for FSDP only where it
+        # believes in several GPUs. What follows is the same code as on these.
+        PartialState(cpu=True, timeout=TIMEOUT).distributed_type = DistributedType.MULTI_GPU
     accelerator = Accelerator(
-        cpu=on_cpu,
+        cpu=on_cpu and mode == "ddp",
         mixed_precision=precision,
         kwargs_handlers=[wrapping, InitProcessGroupKwargs(timeout=TIMEOUT)],
         log_with="wandb" if wandb else None,
@@ -123,11 +142,11 @@ def join(precision: str, wandb: bool) -> Session:
         accelerator.num_processes,
         int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         accelerator.device,
+        mode,
     )
     if not session.is_main:
         logging.getLogger("kdad_dist").setLevel(logging.ERROR)
-    mode = accelerator.distributed_type.value
-    launch.check(session.world, mode)
+    launch.check(session.world, accelerator.distributed_type.value)
     log.info(
         "%d process%s, mode %s, device %s, precision %s",
         session.world,

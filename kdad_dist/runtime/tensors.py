@@ -9,6 +9,7 @@ pickle; it is read by an unpickler that knows a dozen plain classes and no other
 import pickle
 import warnings
 from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,58 +26,70 @@ from torch.optim import Optimizer
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.runtime.manifest import damaged
+from kdad_dist.runtime.together import Group, rank_here
 
 METADATA = ".metadata"
 
 
-def write_tensors(path: Path, student: nn.Module, optimizer: Optimizer) -> None:
-    """Writes the student, but for its frozen parameters, and the optimizer's state of each.
+@dataclass(frozen=True)
+class Tensors:
+    """A student, but for its frozen parameters, and the state of its optimizer, in DCP's format."""
 
-    Collective; the replicas of DDP are written once, each process writing a part. Every file is
-    flushed to the disk.
-    """
-    tensors = _student_tensors(student)
-    for name in _frozen(student):
-        tensors.pop(name, None)
-    for name, parameter in _bare(student).named_parameters():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            assert isinstance(value, Tensor), f"{key} of {type(optimizer).__name__} is no tensor"
-            tensors[f"optimizer.{name}.{key}"] = value
-    with warnings.catch_warnings():
-        _ignore_single_process()
-        save(tensors, storage_writer=_Writer(path))
+    student: nn.Module
+    optimizer: Optimizer | None = None
+    """None: what stands there of an optimizer is left alone."""
+    format = "dcp"
+
+    def snapshot(self) -> "Collected":
+        return Collected({k: v.detach().to("cpu", copy=True) for k, v in self.collect().items()})
+
+    def write(self, folder: Path, group: Group) -> list[Path]:
+        return Collected(self.collect()).write(folder, group)
+
+    def check(self, folder: Path, files: Collection[str]) -> None:
+        """Compares names, shapes and kinds of number; reads no tensor. Not collective."""
+        _targets(folder, self.student, _read_metadata(folder, files).state_dict_metadata)
+
+    def read(self, folder: Path, files: Collection[str]) -> None:
+        """The optimizer keeps its own hyper-parameters. Not collective."""
+        metadata = _read_metadata(folder, files)
+        stored = metadata.state_dict_metadata
+        targets = _targets(folder, self.student, stored)
+        moments = _empty_moments(folder, self.student, stored) if self.optimizer else {}
+        for name, state in moments.items():
+            targets |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
+        with warnings.catch_warnings():
+            _ignore_single_process()
+            load(targets, storage_reader=_Reader(folder, metadata), no_dist=True)
+        if self.optimizer:
+            _set_moments(self.student, self.optimizer, moments)
+
+    def collect(self) -> dict[str, Tensor]:
+        """All tensors by their names in a checkpoint, sharing memory with the student."""
+        tensors = _student_tensors(self.student)
+        for name in _frozen(self.student):
+            tensors.pop(name, None)
+        state = self.optimizer.state if self.optimizer else {}
+        for name, parameter in _bare(self.student).named_parameters():
+            for key, value in state.get(parameter, {}).items():
+                assert isinstance(value, Tensor), f"the optimizer's {key} is no tensor"
+                tensors[f"optimizer.{name}.{key}"] = value
+        return tensors
 
 
-def check_fit(path: Path, files: Collection[str], student: nn.Module) -> None:
-    """Compares names, shapes and kinds of number; reads no tensor. Not collective.
+@dataclass(frozen=True)
+class Collected:
+    """Tensors on their way into a checkpoint."""
 
-    Raises:
-        CheckpointError: the verified files of a checkpoint are of another student; it says how.
-    """
-    _targets(path, student, _read_metadata(path, files).state_dict_metadata)
+    tensors: dict[str, Tensor]
 
-
-def read_tensors(
-    path: Path, files: Collection[str], student: nn.Module, optimizer: Optimizer | None
-) -> None:
-    """Fills the student, and the optimizer if given, from the verified files of a checkpoint.
-
-    Not collective. The optimizer keeps its own hyper-parameters.
-
-    Raises:
-        CheckpointError: the tensors do not fit the student; nothing has been changed then.
-    """
-    metadata = _read_metadata(path, files)
-    stored = metadata.state_dict_metadata
-    targets = _targets(path, student, stored)
-    moments = _empty_moments(path, student, stored) if optimizer else {}
-    for name, state in moments.items():
-        targets |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-    with warnings.catch_warnings():
-        _ignore_single_process()
-        load(targets, storage_reader=_Reader(path, metadata), no_dist=True)
-    if optimizer:
-        _set_moments(student, optimizer, moments)
+    def write(self, folder: Path, group: Group) -> list[Path]:
+        """The replicas of DDP are written once, each process writing a part."""
+        with warnings.catch_warnings():
+            _ignore_single_process()
+            save(self.tensors, storage_writer=_Writer(folder), process_group=group)
+        written = sorted(folder.glob(f"__{rank_here()}_*"))
+        return [*written, folder / METADATA] if rank_here() == 0 else written
 
 
 def _bare(student: nn.Module) -> nn.Module:

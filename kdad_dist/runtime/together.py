@@ -1,7 +1,8 @@
 """Work that all processes do together, so that the failure of one is the error of all.
 
 Without that, a process that fails alone (its disk is full, say) leaves the others waiting for it.
-Works in a single process too, without `torch.distributed`.
+Works in a single process too, without `torch.distributed`. Work in the background has a `group` of
+its own, so that its talk does not mix with that of the training.
 """
 
 import errno
@@ -25,12 +26,16 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def on_main(done: str, path: Path, work: Callable[[], T]) -> T:
+Group = dist.ProcessGroup | None
+"""None: the default one, of all processes."""
+
+
+def on_main(done: str, path: Path, work: Callable[[], T], group: Group = None) -> T:
     """What `work` returns in the main process, for all of them; its failure is everybody's."""
-    return cast(T, together(done, path, lambda: work() if rank_here() == 0 else None)[0])
+    return cast(T, together(done, path, lambda: work() if rank_here() == 0 else None, group)[0])
 
 
-def together(done: str, path: Path, work: Callable[[], T]) -> list[T]:
+def together(done: str, path: Path, work: Callable[[], T], group: Group = None) -> list[T]:
     """As `shared`, for work on checkpoints: every failure becomes a CheckpointError."""
 
     def described() -> T:
@@ -41,10 +46,10 @@ def together(done: str, path: Path, work: Callable[[], T]) -> list[T]:
         except (Exception, CheckpointException) as error:
             raise CheckpointError(*_describe(error, done, path)) from error
 
-    return gathered(shared(described))
+    return gathered(shared(described, group), group)
 
 
-def shared(work: Callable[[], T]) -> T:
+def shared(work: Callable[[], T], group: Group = None) -> T:
     """What `work` returned in this process; a KdadError of one process is the error of all.
 
     `work` must not talk to other processes itself, unless it fails on all of them or none.
@@ -55,7 +60,7 @@ def shared(work: Callable[[], T]) -> T:
     except KdadError as error:
         failure = error
     said = (type(failure), failure.problem, failure.remedy) if failure else None
-    for failed in gathered(said):
+    for failed in gathered(said, group):
         if failed:
             kind, problem, remedy = failed
             error = kind(problem, remedy)
@@ -64,12 +69,12 @@ def shared(work: Callable[[], T]) -> T:
     return cast(T, result)
 
 
-def gathered(value: T) -> list[T]:
+def gathered(value: T, group: Group = None) -> list[T]:
     """The values of all processes, by rank, on each of them."""
     if processes() == 1:
         return [value]
     values: list[Any] = [None] * processes()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group)
     return values
 
 

@@ -16,12 +16,13 @@ from torch.optim import SGD, Adam, Optimizer
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.models.norm import convert_batchnorm
-from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.tensors import Tensors
 from tests.launcher import run_ranks
 
 
 def manager(directory: Path) -> CheckpointManager:
-    return CheckpointManager(directory, 2, {"config": "c"})
+    return CheckpointManager(directory, Rotation(2), {"config": "c"})
 
 
 def build(kind: str, seed: int = 0) -> tuple[nn.Module, Optimizer]:
@@ -70,7 +71,7 @@ def digest(net: nn.Module, optimizer: Optimizer) -> str:
 def save(directory: Path, kind: str, steps: int) -> str:
     made = build(kind)
     train(*made, 0, steps)
-    manager(directory).save(*made, TrainState(steps, 7 * steps), {})
+    manager(directory).save(Tensors(*made), TrainState(steps, 7 * steps), {})
     return digest(*made)
 
 
@@ -80,7 +81,7 @@ def load(directories: list[Path], kind: str) -> list[str]:
         made = build(kind, seed=99)
         path = manager(directory).latest()
         assert path is not None
-        assert manager(directory).load(path, *made) == TrainState(2, 14)
+        assert manager(directory).load(path, Tensors(*made)) == TrainState(2, 14)
         digests.append(digest(*made))
     return digests
 
@@ -114,7 +115,7 @@ def straight(directory: Path, saved: int, stop: int) -> list[str]:
     for kind in ("sgd", "adam"):
         made = build(kind)
         train(*made, 0, saved)
-        manager(directory / kind).save(*made, TrainState(saved, 7 * saved), {})
+        manager(directory / kind).save(Tensors(*made), TrainState(saved, 7 * saved), {})
         train(*made, saved, stop)
         digests.append(digest(*made))
     return digests
@@ -126,7 +127,7 @@ def resumed(directory: Path, stop: int) -> list[str]:
         made = build(kind, seed=99)
         path = manager(directory / kind).latest()
         assert path is not None
-        train(*made, manager(directory / kind).load(path, *made).step, stop)
+        train(*made, manager(directory / kind).load(path, Tensors(*made)).step, stop)
         digests.append(digest(*made))
     return digests
 
@@ -152,12 +153,12 @@ def test_the_main_process_chooses_for_all(tmp_path: Path):
 def save_where_one_disk_is_full(directory: Path, full: int) -> tuple[str, list[str]]:
     made = build("adam")
     train(*made, 0, 1)
-    manager(directory).save(*made, TrainState(1, 7), {})
+    manager(directory).save(Tensors(*made), TrainState(1, 7), {})
     if dist.get_rank() == full:  # writing more than this fails as a full disk does
         resource.setrlimit(resource.RLIMIT_FSIZE, (5000, 5000))
     train(*made, 1, 2)
     with pytest.raises(CheckpointError) as caught:
-        manager(directory).save(*made, TrainState(2, 14), {})
+        manager(directory).save(Tensors(*made), TrainState(2, 14), {})
     return str(caught.value), sorted(path.name for path in directory.iterdir())
 
 
@@ -173,7 +174,7 @@ def test_the_full_disk_of_one_process_is_the_same_error_for_all(tmp_path: Path, 
 
 def load_with_damage(directory: Path) -> str:
     with pytest.raises(CheckpointError) as caught:
-        manager(directory).load(directory / "step_00000001", *build("sgd"))
+        manager(directory).load(directory / "step_00000001", Tensors(*build("sgd")))
     return str(caught.value)
 
 
@@ -194,8 +195,8 @@ def to_sharded(directory: Path) -> tuple[bool, str]:
     torch.manual_seed(99)
     net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
     optimizer = Adam(fully_shard(net).parameters(), lr=0.01)
-    state = manager(directory).load(directory / "step_00000001", net, optimizer)
-    manager(directory / "sharded").save(net, optimizer, state, {})
+    state = manager(directory).load(directory / "step_00000001", Tensors(net, optimizer))
+    manager(directory / "sharded").save(Tensors(net, optimizer), state, {})
     moments = [value for s in optimizer.state.values() for key, value in s.items() if key != "step"]
     return all(isinstance(value, DTensor) for value in moments), repr(len(moments))
 
@@ -209,9 +210,9 @@ def plain(directory: Path, steps: int) -> dict[str, Any]:
         net(image).square().mean().backward()
         optimizer.step()
     if steps:
-        manager(directory).save(net, optimizer, TrainState(steps, 5 * steps), {})
+        manager(directory).save(Tensors(net, optimizer), TrainState(steps, 5 * steps), {})
     else:
-        manager(directory).load(directory / "step_00000001", net, optimizer)
+        manager(directory).load(directory / "step_00000001", Tensors(net, optimizer))
     return {"net": net.state_dict(), "state": optimizer.state_dict()["state"]}
 
 

@@ -17,10 +17,9 @@ from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorSt
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from kdad_dist.errors import CheckpointError
-from kdad_dist.runtime import checkpoint
 from kdad_dist.runtime import manifest as manifests
-from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
-from kdad_dist.runtime.tensors import write_tensors
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.tensors import Tensors
 from tests.launcher import start
 
 IDENTITY = {"config": "c1", "data": "d1"}
@@ -64,14 +63,16 @@ def contents(net: nn.Module, optimizer: Optimizer) -> dict[str, bytes]:
 
 
 def manager(directory: Path, keep: int = 2) -> CheckpointManager:
-    return CheckpointManager(directory, keep, IDENTITY)
+    return CheckpointManager(directory, Rotation(keep), IDENTITY)
 
 
 def save(directory: Path, step: int, loss: float | None = None, keep: int = 2) -> Path:
     net, optimizer = make(seed=step)
     train(net, optimizer, 0, 1)
     metrics = {} if loss is None else {"val_loss": loss}
-    return manager(directory, keep).save(net, optimizer, TrainState(step, step * 2), metrics)
+    return manager(directory, keep).save(
+        Tensors(net, optimizer), TrainState(step, step * 2), metrics
+    )
 
 
 def names(directory: Path) -> list[str]:
@@ -86,9 +87,9 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, 
     train(*straight, 0, 6)
     first = make(kind)
     train(*first, 0, 3)
-    path = manager(tmp_path).save(*first, TrainState(3, 6), {})
+    path = manager(tmp_path).save(Tensors(*first), TrainState(3, 6), {})
     second = make(kind, seed=99)
-    assert manager(tmp_path).load(path, *second) == TrainState(3, 6)
+    assert manager(tmp_path).load(path, Tensors(*second)) == TrainState(3, 6)
     assert contents(*second) == contents(*first)
     train(*second, 3, 6)
     assert contents(*second) == contents(*straight)
@@ -96,8 +97,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path, 
 
 def test_a_checkpoint_before_the_first_step_changes_nothing(tmp_path: Path):
     straight, resumed = make(), make(seed=99)
-    path = manager(tmp_path).save(*make(), TrainState(0, 0), {})
-    manager(tmp_path).load(path, *resumed)
+    path = manager(tmp_path).save(Tensors(*make()), TrainState(0, 0), {})
+    manager(tmp_path).load(path, Tensors(*resumed))
     assert not resumed[1].state_dict()["state"]
     train(*straight, 0, 3)
     train(*resumed, 0, 3)
@@ -108,14 +109,14 @@ def test_the_optimizer_keeps_its_own_hyper_parameters(tmp_path: Path):
     path = save(tmp_path, 1)
     net, optimizer = make()
     optimizer.param_groups[0]["lr"] = 0.025
-    manager(tmp_path).load(path, net, optimizer)
+    manager(tmp_path).load(path, Tensors(net, optimizer))
     assert optimizer.param_groups[0]["lr"] == 0.025
 
 
 def test_a_student_can_be_loaded_without_an_optimizer(tmp_path: Path):
     path = save(tmp_path, 4)
     net, _ = make(seed=99)
-    manager(tmp_path).load(path, net.requires_grad_(False))
+    manager(tmp_path).load(path, Tensors(net.requires_grad_(False)))
     expected, optimizer = make(seed=4)
     train(expected, optimizer, 0, 1)
     assert all(
@@ -158,7 +159,7 @@ def test_a_flipped_bit_is_detected_before_its_bytes_are_used(
     net, optimizer = make(seed=99)
     before = contents(net, optimizer)
     with pytest.raises(CheckpointError) as caught:
-        manager(tmp_path).load(newer, net, optimizer)
+        manager(tmp_path).load(newer, Tensors(net, optimizer))
     assert str(newer / name) in str(caught.value)
     assert contents(net, optimizer) == before, position
     with caplog.at_level(logging.WARNING):
@@ -175,7 +176,7 @@ def test_a_truncated_or_missing_file_is_detected(tmp_path: Path, name: str, kept
     else:
         os.truncate(newer / name, int(kept * (newer / name).stat().st_size))
     with pytest.raises(CheckpointError, match="delete"):
-        manager(tmp_path).load(newer, *make())
+        manager(tmp_path).load(newer, Tensors(*make()))
     assert manager(tmp_path).latest() == older
 
 
@@ -221,7 +222,7 @@ def test_an_index_that_would_run_code_is_refused_and_the_code_not_run(tmp_path: 
     (path / ".metadata").write_bytes(pickle.dumps(Hostile(trap)))
     resealed(path)
     with pytest.raises(CheckpointError, match=r"not an index of tensors .*mkdir"):
-        manager(tmp_path / "run").load(path, *make())
+        manager(tmp_path / "run").load(path, Tensors(*make()))
     assert not trap.exists()
     pickle.loads((path / ".metadata").read_bytes())  # it would have
     assert trap.exists()
@@ -235,7 +236,7 @@ def test_an_index_that_points_out_of_its_checkpoint_is_refused(tmp_path: Path, e
     (path / ".metadata").write_bytes(pickle.dumps(metadata))
     resealed(path)
     with pytest.raises(CheckpointError, match="not of this checkpoint"):
-        manager(tmp_path).load(path, *make())
+        manager(tmp_path).load(path, Tensors(*make()))
 
 
 @pytest.mark.parametrize("elsewhere", ["../step_00000002/.metadata", "/etc/passwd", ".."])
@@ -243,21 +244,21 @@ def test_a_manifest_that_points_out_of_its_directory_is_refused(tmp_path: Path, 
     path = save(tmp_path, 1)
     resealed(path, files={elsewhere: {"bytes": 1, "sha256": "0"}})
     with pytest.raises(CheckpointError, match="outside of its directory"):
-        manager(tmp_path).load(path, *make())
+        manager(tmp_path).load(path, Tensors(*make()))
 
 
 def test_a_manifest_of_another_version_is_refused(tmp_path: Path):
     path = save(tmp_path, 1)
     resealed(path, version=2)
     with pytest.raises(CheckpointError, match="version 2; this program reads version 1"):
-        manager(tmp_path).load(path, *make())
+        manager(tmp_path).load(path, Tensors(*make()))
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adam", "adamw_amsgrad"])
 def test_nothing_but_tensors_is_stored(tmp_path: Path, kind: str):
     made = make(kind)
     train(*made, 0, 1)
-    path = manager(tmp_path).save(*made, TrainState(1, 1), {})
+    path = manager(tmp_path).save(Tensors(*made), TrainState(1, 1), {})
     stored = pickle.loads((path / ".metadata").read_bytes()).state_dict_metadata
     assert stored
     assert not any(isinstance(entry, BytesStorageMetadata) for entry in stored.values())
@@ -270,32 +271,32 @@ def test_nothing_but_tensors_is_stored(tmp_path: Path, kind: str):
 
 def test_a_checkpoint_of_another_run_is_refused_naming_what_differs(tmp_path: Path):
     path = save(tmp_path, 1)
-    other = CheckpointManager(tmp_path, 2, {"config": "c1", "data": "d2", "teacher": "t"})
+    other = CheckpointManager(tmp_path, Rotation(2), {"config": "c1", "data": "d2", "teacher": "t"})
     with pytest.raises(CheckpointError) as caught:
-        other.load(path, *make())
+        other.load(path, Tensors(*make()))
     assert "data (d1 there, d2 here)" in str(caught.value)
     assert "teacher (None there, t here)" in str(caught.value)
     assert "config" not in caught.value.problem
     with pytest.raises(CheckpointError, match="another run"):
-        other.save(*make(), TrainState(1, 2), {})
+        other.save(Tensors(*make()), TrainState(1, 2), {})
 
 
 def test_frozen_parameters_are_neither_written_nor_required(tmp_path: Path):
     net, optimizer = make()
     net[0].requires_grad_(False)  # type: ignore[index]
     train(net, optimizer, 0, 1)
-    path = manager(tmp_path).save(net, optimizer, TrainState(1, 1), {})
+    path = manager(tmp_path).save(Tensors(net, optimizer), TrainState(1, 1), {})
     stored = pickle.loads((path / ".metadata").read_bytes()).state_dict_metadata
     assert not any(name.startswith("student.0.") for name in stored)
     assert "student.1.running_mean" in stored
     other, other_optimizer = make(seed=99)
     other[0].requires_grad_(False)  # type: ignore[index]
     own = other[0].weight.clone()  # type: ignore[index]
-    manager(tmp_path).load(path, other, other_optimizer)
+    manager(tmp_path).load(path, Tensors(other, other_optimizer))
     assert torch.equal(other[0].weight, own)  # type: ignore[index]
     assert torch.equal(other[3].weight, net[3].weight)  # type: ignore[index]
     with pytest.raises(CheckpointError, match=r"student.0.bias is missing; student.0.weight is mi"):
-        manager(tmp_path).load(path, *make())
+        manager(tmp_path).load(path, Tensors(*make()))
 
 
 def adapted(rank: int = 4, seed: int = 0) -> tuple[nn.Module, Optimizer]:
@@ -312,21 +313,23 @@ def adapted(rank: int = 4, seed: int = 0) -> tuple[nn.Module, Optimizer]:
 
 def test_a_checkpoint_of_an_adapted_network_is_a_small_part_of_its_training_state(tmp_path: Path):
     net, optimizer = adapted()
-    path = manager(tmp_path).save(net, optimizer, TrainState(1, 1), {})
+    path = manager(tmp_path).save(Tensors(net, optimizer), TrainState(1, 1), {})
     everything = 3 * sum(p.numel() * p.element_size() for p in net.parameters())
     assert sum(file.stat().st_size for file in path.iterdir()) < 0.05 * everything
     other, other_optimizer = adapted()
     with torch.no_grad():
         other[1].weight.zero_()  # type: ignore[index]
-    manager(tmp_path).load(path, other, other_optimizer)
+    manager(tmp_path).load(path, Tensors(other, other_optimizer))
     assert contents(other, other_optimizer) == contents(net, optimizer)
 
 
 def test_an_exchanged_base_is_refused_with_what_it_is_made_of(tmp_path: Path):
     made = adapted()
-    path = CheckpointManager(tmp_path, 1, {"base": "b1"}).save(*made, TrainState(1, 1), {})
+    path = CheckpointManager(tmp_path, Rotation(1), {"base": "b1"}).save(
+        Tensors(*made), TrainState(1, 1), {}
+    )
     with pytest.raises(CheckpointError) as caught:
-        CheckpointManager(tmp_path, 1, {"base": "b2"}).load(path, *adapted())
+        CheckpointManager(tmp_path, Rotation(1), {"base": "b2"}).load(path, Tensors(*adapted()))
     assert "base (b1 there, b2 here)" in caught.value.problem
     assert "base is the student's weights that are not trained, from method.weights" in (
         caught.value.remedy
@@ -334,9 +337,13 @@ def test_an_exchanged_base_is_refused_with_what_it_is_made_of(tmp_path: Path):
 
 
 def test_of_another_rank_the_tensors_are_named_and_not_only_a_hash(tmp_path: Path):
-    path = CheckpointManager(tmp_path, 1, {"base": "b1"}).save(*adapted(), TrainState(1, 1), {})
+    path = CheckpointManager(tmp_path, Rotation(1), {"base": "b1"}).save(
+        Tensors(*adapted()), TrainState(1, 1), {}
+    )
     with pytest.raises(CheckpointError) as caught:
-        CheckpointManager(tmp_path, 1, {"base": "b2"}).load(path, *adapted(rank=8))
+        CheckpointManager(tmp_path, Rotation(1), {"base": "b2"}).load(
+            path, Tensors(*adapted(rank=8))
+        )
     assert "student.1.weight is ((4, 512), torch.float32), not ((8, 512)" in caught.value.problem
 
 
@@ -345,7 +352,7 @@ def test_a_student_that_does_not_fit_is_refused_by_name_and_left_alone(tmp_path:
     other = nn.Sequential(nn.Conv2d(3, 5, 3))
     before = other[0].weight.clone()
     with pytest.raises(CheckpointError) as caught:
-        manager(tmp_path).load(path, other)
+        manager(tmp_path).load(path, Tensors(other))
     assert "student.0.weight is ((4, 3, 3, 3), torch.float32), not ((5," in str(caught.value)
     assert "student.1.bias is not in this student" in str(caught.value)
     assert torch.equal(other[0].weight, before)
@@ -436,13 +443,15 @@ def test_a_directory_that_may_not_be_written_to_is_named(tmp_path: Path, as_unpr
 def test_a_full_disk_is_called_that_and_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    def onto_a_full_disk(path: Path, *made: Any) -> None:
-        (path / "__0_0.distcp").symlink_to("/dev/full")
-        write_tensors(path, *made)
+    write = Tensors.write
+
+    def onto_a_full_disk(self: Tensors, folder: Path, group: None) -> list[Path]:
+        (folder / "__0_0.distcp").symlink_to("/dev/full")
+        return write(self, folder, group)
 
     kept = save(tmp_path, 1)
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "write_tensors", onto_a_full_disk)
+        patch.setattr(Tensors, "write", onto_a_full_disk)
         with pytest.raises(CheckpointError) as caught:
             save(tmp_path, 2)
     assert "rank 0: OSError: [Errno 28] No space left on device" in str(caught.value)
@@ -454,11 +463,11 @@ def test_a_full_disk_is_called_that_and_leaves_nothing_behind(
 def save_without_end(directory: Path) -> None:
     made = make()
     latest = manager(directory).latest()
-    step = manager(directory).load(latest, *made).step if latest else 0
+    step = manager(directory).load(latest, Tensors(*made)).step if latest else 0
     while True:
         train(*made, step, step + 1)
         step += 1
-        manager(directory).save(*made, TrainState(step, step), {"val_loss": 1 / step})
+        manager(directory).save(Tensors(*made), TrainState(step, step), {"val_loss": 1 / step})
 
 
 def test_killed_at_any_moment_there_is_always_a_sound_checkpoint(tmp_path: Path):
@@ -477,10 +486,10 @@ def test_killed_at_any_moment_there_is_always_a_sound_checkpoint(tmp_path: Path)
             manifests.verify(path)
         latest = manager(tmp_path).latest()
         assert latest is not None
-        reached.append(manager(tmp_path).load(latest, *make(seed=99)).step)
+        reached.append(manager(tmp_path).load(latest, Tensors(*make(seed=99))).step)
     assert reached == sorted(set(reached))
     straight = make()
     train(*straight, 0, reached[-1])
     resumed = make(seed=99)
-    manager(tmp_path).load(tmp_path / f"step_{reached[-1]:08d}", *resumed)
+    manager(tmp_path).load(tmp_path / f"step_{reached[-1]:08d}", Tensors(*resumed))
     assert contents(*resumed) == contents(*straight)

@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 from kdad_dist.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from kdad_dist.runtime.checkpoint import CheckpointManager, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
 from kdad_dist.runtime.optimizer import build_optimizer
+from kdad_dist.runtime.tensors import Tensors
 
 
 def config(**optim: object) -> RunConfig:
@@ -74,11 +75,11 @@ def test_a_checkpoint_gives_each_parameter_its_own_state_whatever_its_group(
     net = student()
     optimizer = build_optimizer(saved_with, net)
     step(net, optimizer)
-    manager = CheckpointManager(tmp_path, 1, {})
-    path = manager.save(net, optimizer, TrainState(1, 2), {})
+    manager = CheckpointManager(tmp_path, Rotation(1), {})
+    path = manager.save(Tensors(net, optimizer), TrainState(1, 2), {})
     other = student()
     again = build_optimizer(loaded_with, other)
-    manager.load(path, other, again)
+    manager.load(path, Tensors(other, again))
     pairs = zip(net.parameters(), other.parameters(), strict=True)
     for mine, theirs in pairs:
         assert torch.equal(mine, theirs)

@@ -1,0 +1,131 @@
+"""Engines: how the processes of a launch train one student together.
+
+The launcher chooses the mode, the configuration does not: the same run may train under another mode
+on another machine. Whatever the mode, each process hands over the gradient of its own rows of the
+global batch, weighted so that the mean over processes is the gradient of the whole batch.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from kdad_dist.config import RunConfig
+from kdad_dist.methods.base import Method
+from kdad_dist.models.norm import convert_batchnorm
+from kdad_dist.runtime import launch
+from kdad_dist.runtime.checkpoint import Contents
+from kdad_dist.runtime.optimizer import build_optimizer
+from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.tensors import Tensors
+
+SCALER = ("scale", "_growth_tracker")
+"""The part of fp16's loss scaler that changes; it stands among the metrics of a checkpoint."""
+
+
+class Engine(ABC):
+    """Trains a student whose gradients come from all processes."""
+
+    mode: str
+    """ddp, fsdp2, zero1, zero2 or zero3."""
+    student: nn.Module
+    """As the mode wraps it."""
+    contents: Contents
+    """Student and optimizer, as a checkpoint holds them."""
+
+    @abstractmethod
+    def micro(self, last: bool) -> AbstractContextManager[Any]:
+        """Stands around forward and backward of a micro-batch; after the last of a step the
+        gradients travel between the processes.
+        """
+
+    @abstractmethod
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this process's part, which will be averaged over processes."""
+
+    @abstractmethod
+    def step(self, lr: float) -> Tensor:
+        """Clips the gradient, updates the student, clears the gradient.
+
+        Returns:
+            The norm of the whole gradient before clipping, on the device.
+        """
+
+    @abstractmethod
+    def facts(self) -> dict[str, float]:
+        """What a checkpoint must remember beside its tensors."""
+
+    @abstractmethod
+    def restore(self, facts: dict[str, float]) -> None:
+        """Takes back what `facts` said, among other things."""
+
+
+class Native(Engine):
+    """DDP or FSDP2 around the student, and torch's own optimizer, in the hands of accelerate."""
+
+    def __init__(self, config: RunConfig, method: Method, here: Session) -> None:
+        student = method.student
+        if config.train.compile:
+            student.compile()
+        # By this attribute accelerate learns which modules FSDP2 gathers and frees as one.
+        present = {type(module).__name__ for module in student.modules()}
+        student._no_split_modules = sorted(method.blocks & present)  # pyright: ignore
+        self.mode, self.accelerator = here.mode, here.accelerator
+        self.student, prepared = here.accelerator.prepare(student, build_optimizer(config, student))
+        self.optimizer: torch.optim.Optimizer = prepared.optimizer
+        self.limit = config.optim.clip or math.inf
+        self.contents = Tensors(self.student, self.optimizer)
+
+    def micro(self, last: bool) -> AbstractContextManager[Any]:
+        return nullcontext() if last else self.accelerator.no_sync(self.student)
+
+    def backward(self, loss: Tensor) -> None:
+        self.accelerator.backward(loss)
+
+    def step(self, lr: float) -> Tensor:
+        """As the base says; a non-finite update is skipped on the device by the fused optimizer
+        itself (`found_inf`), without the host waiting for it.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.limit)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
+        if scaler is not None:
+            scaler.step(self.optimizer)
+            scaler.update()
+        else:
+            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def facts(self) -> dict[str, float]:
+        scaler = self.accelerator.scaler
+        return {name: scaler.state_dict()[name] for name in SCALER} if scaler is not None else {}
+
+    def restore(self, facts: dict[str, float]) -> None:
+        scaler = self.accelerator.scaler
+        if scaler is not None:
+            scaler.load_state_dict(scaler.state_dict() | {name: facts[name] for name in SCALER})
+
+
+def build_engine(config: RunConfig, method: Method, here: Session) -> Engine:
+    """The engine of the launch's mode; `method.student` becomes what it wraps.
+
+    Raises:
+        UsageError: the student would not be shared between the processes.
+    """
+    if here.world > 1:
+        convert_batchnorm(method.student)
+    engine = Native(config, method, here)
+    launch.check_wrapper(engine.student, here.world, here.mode)
+    method.student = engine.student
+    return engine
