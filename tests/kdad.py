@@ -58,7 +58,15 @@ class Launched:
         self.ranks = [
             context.Process(
                 target=_rank,
-                args=([str(w) for w in words], rank, processes, port, self.folder.name, first, mode),
+                args=(
+                    [str(w) for w in words],
+                    rank,
+                    processes,
+                    port,
+                    self.folder.name,
+                    first,
+                    mode,
+                ),
             )
             for rank in range(processes)
         ]

@@ -75,7 +75,10 @@ class Native(Engine):
         present = {type(module).__name__ for module in student.modules()}
         student._no_split_modules = sorted(method.blocks & present)  # pyright: ignore
         self.mode, self.accelerator = here.mode, here.accelerator
-        self.student, prepared = here.accelerator.prepare(student, build_optimizer(config, student))
+        # torch has no fused SGD for sharded parameters.
+        self.fused = not (here.mode == "fsdp2" and config.optim.name == "sgd")
+        optimizer = build_optimizer(config, student, self.fused)
+        self.student, prepared = here.accelerator.prepare(student, optimizer)
         self.optimizer: torch.optim.Optimizer = prepared.optimizer
         self.limit = config.optim.clip or math.inf
         self.contents = Tensors(self.student, self.optimizer)
@@ -87,8 +90,8 @@ class Native(Engine):
         self.accelerator.backward(loss)
 
     def step(self, lr: float) -> Tensor:
-        """As the base says; a non-finite update is skipped on the device by the fused optimizer
-        itself (`found_inf`), without the host waiting for it.
+        """As the base says. A non-finite update is skipped: by a fused optimizer itself, on the
+        device (`found_inf`); for any other the host waits.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -101,8 +104,10 @@ class Native(Engine):
         if scaler is not None:
             scaler.step(self.optimizer)
             scaler.update()
-        else:
+        elif self.fused:
             self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore
+            self.optimizer.step()
+        elif norm.isfinite():
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

@@ -7,14 +7,16 @@ from kdad_dist.config import RunConfig
 from kdad_dist.schedule import base_lr
 
 
-def build_optimizer(config: RunConfig, student: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: RunConfig, student: nn.Module, fused: bool = True
+) -> torch.optim.Optimizer:
     """The optimizer of the trainable parameters; fused ones can skip an update on the device."""
     optim = config.optim
     lr, groups = base_lr(optim, config.train.batch_size), parameter_groups(config, student)
     if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr, optim.momentum, fused=True)
+        return torch.optim.SGD(groups, lr, optim.momentum, fused=fused)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
-    return kind(groups, lr, optim.betas, fused=True)
+    return kind(groups, lr, optim.betas, fused=fused)
 
 
 def parameter_groups(config: RunConfig, student: nn.Module) -> list[dict]:
