@@ -42,20 +42,21 @@ def test_fewer_processes_than_asked_for_are_refused(monkeypatch):
     launch.check(2, "MULTI_CPU")
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_DEEPSPEED", "ACCELERATE_USE_FSDP"])
-def test_an_engine_that_would_be_dropped_in_silence_is_refused(monkeypatch, variable):
-    monkeypatch.setenv(variable, "true")
-    monkeypatch.setattr(launch, "parent_command", list)
-    for name in ("KDAD_WORLD_SIZE", "WORLD_SIZE"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(UsageError, match="trains under DDP"):
-        launch.check(1, "NO")
+def test_the_mode_is_what_the_launcher_asks_for():
+    asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+    assert launch.asked_mode({}) == "ddp"
+    assert launch.asked_mode(asked) == "fsdp2"
+    with pytest.raises(UsageError, match="FSDP version 1"):
+        launch.asked_mode(asked | {"FSDP_VERSION": "1"})
+    with pytest.raises(UsageError, match="DeepSpeed"):
+        launch.asked_mode({"ACCELERATE_USE_DEEPSPEED": "true"})
 
 
 def test_an_unwrapped_student_among_several_processes_is_refused():
-    launch.check_wrapper(torch.nn.Linear(2, 2), 1)
-    with pytest.raises(UsageError, match="plain Linear"):
-        launch.check_wrapper(torch.nn.Linear(2, 2), 2)
+    launch.check_wrapper(torch.nn.Linear(2, 2), 1, "ddp")
+    for world, mode in ((2, "ddp"), (2, "fsdp2"), (1, "fsdp2")):
+        with pytest.raises(UsageError, match="plain Linear"):
+            launch.check_wrapper(torch.nn.Linear(2, 2), world, mode)
 
 
 def test_a_precision_that_would_be_dropped_in_silence_is_refused(monkeypatch):
