@@ -35,7 +35,8 @@ def texts() -> Iterator[tuple[Path, str]]:
     """Every text file of the project, with its path from the root."""
     nested = [path for folder in FOLDERS for path in (REPOSITORY / folder).rglob("*")]
     for path in [*REPOSITORY.iterdir(), *nested]:
-        if path.is_file() and "__pycache__" not in path.parts:
+        # In a further work tree of git, .git is a file.
+        if path.is_file() and path.name != ".git" and "__pycache__" not in path.parts:
             try:
                 yield path.relative_to(REPOSITORY), path.read_text(encoding="utf-8")
             except UnicodeDecodeError:
