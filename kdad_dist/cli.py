@@ -40,6 +40,14 @@ class Resize(StrEnum):
     SHORTER = "shorter"
 
 
+class Mode(StrEnum):
+    DDP = "ddp"
+    FSDP2 = "fsdp2"
+    ZERO1 = "zero1"
+    ZERO2 = "zero2"
+    ZERO3 = "zero3"
+
+
 class Format(StrEnum):
     SAFETENSORS = "safetensors"
 
@@ -116,12 +124,35 @@ def train(
         str, typer.Argument(help="A YAML file, or a shipped recipe such as stfpm_mvtec.")
     ],
     overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
+    ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="With --dry-run: on so many processes (1).")
+    ] = None,
+    mode: Annotated[Mode | None, typer.Option(help="With --dry-run: trained so (ddp).")] = None,
+    as_json: Json = False,
 ) -> None:
     """Train a detector, or go on where its run stopped."""
     from kdad_dist.config import load
-    from kdad_dist.train import train as run
 
     checked = load(config, overrides or [])
+    if dry_run:
+        from kdad_dist.train_dryrun import dry_run as foresee
+        from kdad_dist.train_dryrun import told
+
+        facts = foresee(checked, processes or 1, mode or Mode.DDP)
+        say(told(facts))
+        if as_json:
+            answer(facts)
+        return
+    if processes or mode or as_json:
+        raise UsageError(
+            "--processes, --mode and --json go with --dry-run",
+            "processes and mode of a training are chosen by its launch: see launch/README.md",
+        )
+    from kdad_dist.train import train as run
+
     run(checked)
     say(f"trained: {checked.directory}\nnext: kdad score {checked.directory}")
 

@@ -24,6 +24,7 @@ from kdad_dist.runtime.finished import finished, say_so
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.loaders import open_loaders
+from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.preemption import Agreement, StopRequest
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, note, refuse_changes
@@ -201,7 +202,8 @@ def build(config: RunConfig, here: Session) -> Run:
     stop = StopRequest(config.directory, config.train.max_time)  # heeded from the first step on
     index, method, identity, loader, validation = shared(lambda: assemble(config, here))
     cost = operations(method, config.data.image_size)
-    log.info(account.expected(config, method, loader.samples_seen(loader.steps_per_epoch)))
+    images = loader.samples_seen(loader.steps_per_epoch)
+    log.info(account.expected(config, method, images, here.mode, here.world))
     engine = build_engine(config, method, here)
     keep = Rotation(config.checkpoint.keep, config.checkpoint.keep_hours)
     checkpoints = CheckpointManager(
@@ -237,16 +239,28 @@ def assemble(
     """What a process makes by itself: index, method on its device, what checkpoints must agree
     with, loaders of both splits.
     """
-    index = Index.read(config.data.shards)
-    method = build_method(config)
-    identity = {"data": index.fingerprint, **frozen_weights(method)}
-    if config.train.init_from:
-        weights = read_weights(Path(config.train.init_from), "train.init_from")
-        load_weights(method.student, weights, "train.init_from")
+    index, method = make(config)
+    identity = own_identity(index, method)
+    refuse_mode(config, method, here.mode, here.world)
     # FSDP2 cuts up parameters in their plain order and takes no other.
     order = torch.contiguous_format if here.mode == "fsdp2" else torch.channels_last
     method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]
     return index, method, identity, *open_loaders(config, index, method, here)
+
+
+def make(config: RunConfig) -> tuple[Index, Method]:
+    """The index of the data, and the method with the weights that training starts from."""
+    index = Index.read(config.data.shards)
+    method = build_method(config)
+    if config.train.init_from:
+        weights = read_weights(Path(config.train.init_from), "train.init_from")
+        load_weights(method.student, weights, "train.init_from")
+    return index, method
+
+
+def own_identity(index: Index, method: Method) -> dict[str, str]:
+    """What the checkpoints of a run must agree with, though they do not hold it."""
+    return {"data": index.fingerprint, **frozen_weights(method)}
 
 
 def resume(checkpoints: CheckpointManager, engine: Engine) -> tuple[TrainState, float]:

@@ -2,6 +2,7 @@
 
 import resource
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -10,26 +11,125 @@ from kdad_dist.config import RunConfig
 from kdad_dist.methods.base import Method
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+SHARDED = {
+    "ddp": (),
+    "fsdp2": ("weights", "gradients", "optimizer"),
+    "zero1": ("optimizer",),
+    "zero2": ("gradients", "optimizer"),
+    "zero3": ("weights", "gradients", "optimizer"),
+}
+"""What each mode divides among the processes, instead of each holding all of it."""
+
+AROUND_A_TENSOR = 1800
+"""Bytes that torch's checkpoint format adds to each tensor: a header and its entry of the index."""
 
 
-def expected(config: RunConfig, method: Method, images: int) -> str:
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a process holds from one step to the next."""
+
+    teacher: int
+    weights: int
+    """Of the student, frozen ones and buffers too."""
+    gradients: int
+    optimizer: int
+    exchange: int
+    """What gradients travel in, or what is gathered of weights that are divided."""
+
+    @property
+    def total(self) -> int:
+        return self.teacher + self.weights + self.gradients + self.optimizer + self.exchange
+
+
+def memory(config: RunConfig, method: Method, mode: str = "ddp", world: int = 1) -> Memory:
+    """What each of so many processes will hold in a mode, beside activations."""
+    student, trained = method.student, trained_bytes(method)
+    parameters = size(student.parameters())
+    held = {"weights": parameters, "gradients": trained, "optimizer": state_bytes(config, method)}
+    parts = {name: held[name] // (world if name in SHARDED[mode] else 1) for name in held}
+    parts["weights"] += size(student.buffers())
+    return Memory(
+        # The method's own buffers lie on the device too.
+        teacher=size(method.parameters())
+        + size(method.buffers())
+        - parameters
+        - size(student.buffers()),
+        exchange=exchange(method, mode, world),
+        **parts,
+    )
+
+
+def exchange(method: Method, mode: str, world: int) -> int:
+    """Room for what travels: DDP's buckets are as large as the gradients; where weights are
+    divided, those outside of blocks and two blocks (one in use, one on its way) are whole.
+    """
+    if world == 1:
+        return 0
+    if "weights" not in SHARDED[mode]:
+        return trained_bytes(method)
+    blocks = [
+        size(module.parameters())
+        for module in method.student.modules()
+        if type(module).__name__ in method.blocks
+    ]
+    return size(method.student.parameters()) - sum(blocks) + sum(sorted(blocks)[-2:])
+
+
+def trained_bytes(method: Method) -> int:
+    return size(p for p in method.student.parameters() if p.requires_grad)
+
+
+def state_bytes(config: RunConfig, method: Method) -> int:
+    """Of the optimizer: its moments, and Adam's count of steps for each parameter."""
+    counts = 0 if config.optim.name == "sgd" else len(trained_tensors(method))
+    return moments(config) * trained_bytes(method) + 4 * counts
+
+
+def trained_tensors(method: Method) -> list[Tensor]:
+    return [p for p in method.student.parameters() if p.requires_grad]
+
+
+def checkpoint_bytes(config: RunConfig, method: Method) -> int:
+    """Of one checkpoint: what is trained, the student's buffers, the optimizer's state."""
+    student = method.student
+    frozen = {name for name, p in student.named_parameters() if not p.requires_grad}
+    saved = [value for name, value in student.state_dict().items() if name not in frozen]
+    per_parameter = moments(config) + (config.optim.name != "sgd")
+    tensors = len(saved) + per_parameter * len(trained_tensors(method))
+    return size(saved) + state_bytes(config, method) + tensors * AROUND_A_TENSOR
+
+
+def pixel_bytes(config: RunConfig, images: int) -> int:
+    """Of the decoded training images; 0 where none are kept."""
+    data = config.data
+    if data.access == "stream" or data.cache == "none":
+        return 0
+    return 3 * images * (data.image_size + data.augment.crop_margin) ** 2
+
+
+def expected(
+    config: RunConfig, method: Method, images: int, mode: str = "ddp", world: int = 1
+) -> str:
     """What each process will hold, but for activations, and how large the decoded pixels are.
 
     Args:
         images: of the training split.
     """
-    weights = size(method.parameters()) + size(method.buffers())
-    trained = size(p for p in method.parameters() if p.requires_grad)
+    held = memory(config, method, mode, world)
+    trained = trained_bytes(method) // (world if "weights" in SHARDED[mode] else 1)
     text = (
-        f"memory of a process, beside activations: weights {readable(weights)} "
-        f"({readable(trained)} of them trained), gradients {readable(trained)}, "
-        f"optimizer {readable(moments(config) * trained)}"
+        "memory of a process, beside activations: weights "
+        f"{readable(held.teacher + held.weights)} ({readable(trained)} of them trained), "
+        f"gradients {readable(held.gradients)}, optimizer {readable(held.optimizer)}"
     )
-    data = config.data
-    if data.access == "stream" or data.cache == "none":
+    if held.exchange:
+        text += f", exchange with others {readable(held.exchange)}"
+    pixels = pixel_bytes(config, images)
+    if not pixels:
         return text
-    pixels = 3 * images * (data.image_size + data.augment.crop_margin) ** 2
-    place = "on each device" if data.cache == "device" else "shared by the processes of a node"
+    place = (
+        "on each device" if config.data.cache == "device" else "shared by the processes of a node"
+    )
     return f"{text}; pixels of {images} images {readable(pixels)}, {place}"
 
 

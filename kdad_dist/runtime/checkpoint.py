@@ -104,8 +104,9 @@ class Rotation:
 class CheckpointManager:
     """Writes, finds, reads and prunes the checkpoints of one run.
 
-    Every method but `manifest` is collective over the processes of `torch.distributed`, where it
-    is initialised: all of them call it, and all get the same answer or the same error.
+    Every method but `check` and `manifest` is collective over the processes of
+    `torch.distributed`, where it is initialised: all of them call it, and all get the same answer
+    or the same error.
 
     Args:
         directory: holds the checkpoints and nothing else; made at the first save.
@@ -201,22 +202,31 @@ class CheckpointManager:
         """
 
         def read() -> dict[str, Any]:
-            body = read_manifest(path)
-            if body["format"] != contents.format:
-                raise CheckpointError(
-                    f"{path} was written in the format {body['format']}; this launch reads and "
-                    f"writes {contents.format}",
-                    "go on in the mode that wrote it (docs/cluster.md)",
-                )
-            # First: of another network, names and shapes say more than that its hash differs.
-            contents.check(path, body["files"])
-            self._check_identity(path, body)
+            body = self.check(path, contents)
             contents.read(path, body["files"])
             return body
 
         together("read", path, lambda: verify(path, rank_here(), processes()))
         body = together("read", path, read)[0]
         return TrainState(step=body["step"], samples_seen=body["samples_seen"])
+
+    def check(self, path: Path, contents: Contents) -> dict[str, Any]:
+        """The manifest of a verified checkpoint, once it is clear that it is of this run.
+
+        Raises:
+            CheckpointError: it is of another one, of another format, or does not fit.
+        """
+        body = read_manifest(path)
+        if body["format"] != contents.format:
+            raise CheckpointError(
+                f"{path} was written in the format {body['format']}; this launch reads and "
+                f"writes {contents.format}",
+                "go on in the mode that wrote it (docs/cluster.md)",
+            )
+        # First: of another network, names and shapes say more than that its hash differs.
+        contents.check(path, body["files"])
+        self._check_identity(path, body)
+        return body
 
     @staticmethod
     def manifest(path: Path) -> dict[str, Any]:

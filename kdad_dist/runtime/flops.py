@@ -21,7 +21,7 @@ def operations(method: Method, image_size: int) -> float:
 
     Nothing is computed: a copy without data does it on torch's meta device.
     """
-    twin = without_data(method).train()
+    twin = without_data(method, "meta").train()
     for module in twin.modules():
         if "activation_checkpointing" in vars(module):
             vars(module)["activation_checkpointing"] = False
@@ -35,11 +35,13 @@ def operations(method: Method, image_size: int) -> float:
     return counter.get_total_flops() / len(image)
 
 
-def without_data(method: Method) -> Method:
-    """A copy on the meta device, made without copying a weight."""
+def without_data(method: Method, device: str) -> Method:
+    """A copy on another device, made without copying a weight: on "meta", or among fake tensors,
+    it takes no memory.
+    """
     twins: dict[int, object] = {}
     for tensor in chain(method.parameters(), method.buffers()):
-        twin = torch.empty_like(tensor, device="meta")
+        twin = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
         if isinstance(tensor, nn.Parameter):
             twin = nn.Parameter(twin, tensor.requires_grad)
         twins[id(tensor)] = twin

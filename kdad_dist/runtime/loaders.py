@@ -39,6 +39,22 @@ def open_loaders(
         ConfigError: the images are to be larger than they were packed, or the teacher's features
             are to be cached of images that are streamed or augmented.
     """
+    train, held_out = choose(config, index, method)
+    log.info("%d training images, %d held out for validation", len(train), len(held_out))
+    opener = open_stream if config.data.access == "stream" else open_indexed
+    return (
+        opener(config, index, train, config.data.augment, method, here),
+        opener(config, index, held_out, AugmentConfig(), method, here) if held_out else None,
+    )
+
+
+def choose(config: RunConfig, index: Index, method: Method) -> tuple[list[Sample], list[Sample]]:
+    """The training images and the held-out ones, which may be none.
+
+    Raises:
+        DataError: there is no training image at all.
+        ConfigError: as `check`.
+    """
     data = config.data
     check(config, index, method)
     train, held_out = (
@@ -50,11 +66,32 @@ def open_loaders(
             f"{data.shards} holds no normal training image of category {data.category}",
             "pack a folder with train/good, or choose another data.category",
         )
-    log.info("%d training images, %d held out for validation", len(train), len(held_out))
-    opener = open_stream if data.access == "stream" else open_indexed
-    return (
-        opener(config, index, train, data.augment, method, here),
-        opener(config, index, held_out, AugmentConfig(), method, here) if held_out else None,
+    return train, held_out
+
+
+def indexed_plan(config: RunConfig, samples: Sequence[Sample], rank: int, world: int) -> Plan:
+    """What a process reads of samples at random access."""
+    train = config.train
+    return Plan(
+        len(samples),
+        batch_size=train.batch_size,
+        seed=config.seed,
+        rank=rank,
+        world=world,
+        micro_batch_size=train.micro_batch_size,
+    )
+
+
+def stream_plan(config: RunConfig, samples: Sequence[Sample], rank: int, world: int) -> StreamPlan:
+    """What a process reads of samples shard by shard."""
+    train = config.train
+    return StreamPlan(
+        tuple(by_shard([sample.shard for sample in samples]).values()),
+        batch_size=train.batch_size,
+        seed=config.seed,
+        rank=rank,
+        world=world,
+        micro_batch_size=train.micro_batch_size,
     )
 
 
@@ -97,21 +134,14 @@ def open_indexed(
     method: Method,
     here: Session,
 ) -> Loader:
-    data, train = config.data, config.train
+    data = config.data
     size = data.image_size + changes.crop_margin
     pixels = open_pixels(samples, index, size, data.cache, here.device)
     targets = None
     if method.caches_targets:
         name = pixel_key(samples, index, size)
         targets = cached_targets(config, name, pixels, method, here)
-    plan = Plan(
-        len(samples),
-        batch_size=train.batch_size,
-        seed=config.seed,
-        rank=here.rank,
-        world=here.world,
-        micro_batch_size=train.micro_batch_size,
-    )
+    plan = indexed_plan(config, samples, here.rank, here.world)
     return IndexedLoader(pixels, plan, here.device, targets, augmentation(changes, data.image_size))
 
 
@@ -146,15 +176,8 @@ def open_stream(
     method: Method,
     here: Session,
 ) -> Loader:
-    data, train = config.data, config.train
-    plan = StreamPlan(
-        tuple(by_shard([sample.shard for sample in samples]).values()),
-        batch_size=train.batch_size,
-        seed=config.seed,
-        rank=here.rank,
-        world=here.world,
-        micro_batch_size=train.micro_batch_size,
-    )
+    data = config.data
+    plan = stream_plan(config, samples, here.rank, here.world)
     size = data.image_size + changes.crop_margin
     change = augmentation(changes, data.image_size)
     return StreamLoader(samples, index, plan, size, here.device, change)

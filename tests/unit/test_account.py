@@ -3,12 +3,25 @@
 import resource
 from pathlib import Path
 
+import pytest
 import torch
 from torch import nn
 
 from kdad_dist.config import AugmentConfig, DataConfig, OptimConfig, RunConfig, TrainConfig
+from kdad_dist.config_methods import LoraMaeConfig, MethodConfig, StfpmConfig, TeacherConfig
+from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
-from kdad_dist.runtime.account import expected, peak_memory, readable
+from kdad_dist.runtime.account import (
+    checkpoint_bytes,
+    expected,
+    memory,
+    peak_memory,
+    readable,
+    state_bytes,
+)
+from kdad_dist.runtime.modes import MODES
+from kdad_dist.runtime.optimizer import build_optimizer
+from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.types import Batch, Losses, Prediction
 
 
@@ -51,6 +64,64 @@ def test_decoded_pixels_are_told_with_their_place() -> None:
     assert "12 MiB" in said(optim, augment=AugmentConfig(crop_margin=32))
     assert "pixels" not in said(optim, cache="none")
     assert "pixels" not in said(optim, access="stream")
+
+
+MIB = 2**20
+
+
+def test_each_mode_divides_what_it_says_among_the_processes() -> None:
+    """Of `Half`: 2 MiB of student, 1 MiB of it trained, 2 MiB of teacher, moments of 2 MiB."""
+    config = RunConfig("x", DataConfig("s"), OptimConfig(lr=1), TrainConfig(steps=1))
+    alone = memory(config, Half())
+    count = 4  # bytes of Adam's count of steps
+    assert (alone.teacher, alone.weights, alone.gradients) == (2 * MIB, 2 * MIB, MIB)
+    assert (alone.optimizer, alone.exchange) == (2 * MIB + count, 0)
+    held = {mode: memory(config, Half(), mode, 4) for mode in MODES}
+    quarters = {
+        mode: (4 * m.weights // (2 * MIB), 4 * m.gradients // MIB, 4 * m.optimizer // (2 * MIB))
+        for mode, m in held.items()
+    }
+    assert quarters == {
+        "ddp": (4, 4, 4),
+        "fsdp2": (1, 1, 1),
+        "zero1": (4, 4, 1),
+        "zero2": (4, 1, 1),
+        "zero3": (1, 1, 1),
+    }
+    assert {m.teacher for m in held.values()} == {2 * MIB}
+    assert held["ddp"].exchange == MIB and held["fsdp2"].exchange == 2 * MIB
+    assert held["fsdp2"].total < held["zero2"].total < held["zero1"].total < held["ddp"].total
+
+
+METHODS = [
+    (StfpmConfig(teacher=TeacherConfig("resnet10t", "random", [1, 2])), "sgd"),
+    (StfpmConfig(teacher=TeacherConfig("resnet10t", "random", [1, 2])), "adamw"),
+    (LoraMaeConfig(preset="mae_vit_tiny_patch8", weights="random", freeze_random=True), "adamw"),
+]
+
+
+@pytest.mark.parametrize(("method", "optim"), METHODS)
+def test_optimizer_and_checkpoint_are_as_large_as_foretold(
+    method: MethodConfig, optim: str, tmp_path: Path
+) -> None:
+    config = RunConfig(
+        "x",
+        DataConfig("s", image_size=64),
+        OptimConfig(optim, lr=1),  # pyright: ignore
+        TrainConfig(steps=1),
+        method=method,
+    )
+    made = build_method(config)
+    optimizer = build_optimizer(config, made.student)
+    for parameter in made.student.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    state = [value for held in optimizer.state.values() for value in held.values()]
+    assert sum(value.nbytes for value in state) == state_bytes(config, made)
+    Tensors(made.student, optimizer).write(tmp_path, None)
+    written = sum(file.stat().st_size for file in tmp_path.iterdir())
+    assert checkpoint_bytes(config, made) == pytest.approx(written, rel=0.02)
 
 
 def test_the_peak_of_a_process_is_at_least_what_it_has_now() -> None:

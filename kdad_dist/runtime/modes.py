@@ -1,0 +1,26 @@
+"""The modes in which the processes of a launch train one student, and what each cannot do."""
+
+from kdad_dist.config import RunConfig
+from kdad_dist.errors import ConfigError
+from kdad_dist.methods.base import Method
+
+MODES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+"""Who holds what, beside its rows of a batch: all of it (ddp), a part of everything (fsdp2, zero3),
+of optimizer and gradients (zero2), or of the optimizer (zero1)."""
+
+
+def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> None:
+    """Refuses what cannot be trained in a mode, before anything is wrapped or downloaded.
+
+    Raises:
+        ConfigError: naming the reason.
+    """
+    assert mode in MODES, mode
+    if mode.startswith("zero") and config.train.precision == "fp16":
+        raise ConfigError(
+            f"train.precision is fp16, and {mode} would scale the loss by rules of its own: an "
+            "update that it skips would not be the one that other modes skip",
+            "set train.precision=bf16, or launch with another mode (KDAD_MODE=multi_gpu or fsdp2)",
+        )
+    if not any(parameter.requires_grad for parameter in method.student.parameters()):
+        raise ConfigError("no weight of the student is trained", "free some: see docs/methods.md")
