@@ -1,6 +1,7 @@
 """`kdad` as real processes, started the way torchrun starts them, but without its slow imports."""
 
 import importlib
+import json
 import multiprocessing
 import os
 import resource
@@ -11,7 +12,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from tests.helpers import make_mvtec
 from tests.launcher import free_port
 
 MODES = {
@@ -110,6 +115,22 @@ def succeeds(*words: object, processes: int = 1, mode: str = "ddp") -> Outcome:
     outcome = kdad(*words, processes=processes, mode=mode)
     assert outcome.codes == [0] * processes, outcome.text
     return outcome
+
+
+def configured(folder: Path, config: dict[str, Any], size: int) -> Path:
+    """A YAML file in the folder, with 20 images of a texture packed for it at `size` pixels."""
+    make_mvtec(folder / "images", train=20, good=3, scratch=4)
+    succeeds("pack", folder / "images", folder / "shards", "--size", size)
+    path = folder / f"{config['name']}.yaml"
+    data = {**config["data"], "shards": str(folder / "shards")}
+    path.write_text(yaml.safe_dump({**config, "data": data}))
+    return path
+
+
+def lines(run: Path, name: str = "loss") -> dict[int, float]:
+    """What a run wrote down of a number, by step."""
+    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return {record["step"]: record[name] for record in records if name in record}
 
 
 def as_nobody() -> None:

@@ -1,6 +1,5 @@
 """LoRA-MAE as a whole: a base is trained and exported, adapted, killed, resumed, refused."""
 
-import json
 import pickle
 import random
 import shutil
@@ -12,8 +11,7 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.helpers import make_mvtec
-from tests.kdad import Launched, kdad, succeeds
+from tests.kdad import Launched, configured, kdad, lines, succeeds
 
 pytestmark = pytest.mark.launch
 
@@ -41,17 +39,12 @@ FULL = ["method.weights=random", "method.lora=null", "method.freeze_non_lora=fal
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     """A configuration that adapts a base which was trained here, in full, and exported."""
-    folder = tmp_path_factory.mktemp("loramae")
-    make_mvtec(folder / "images", train=20, good=3, scratch=4)
-    succeeds("pack", folder / "images", folder / "shards", "--size", 36)
-    path = folder / "adapted.yaml"
-    data = {**CONFIG["data"], "shards": str(folder / "shards")}
-    path.write_text(yaml.safe_dump({**CONFIG, "data": data}))
-    base = folder / "base"
+    path = configured(tmp_path_factory.mktemp("loramae"), CONFIG, size=36)
+    settings, base = yaml.safe_load(path.read_text()), path.parent / "base"
     succeeds("train", path, f"output={base}", "train.steps=4", *FULL)
     succeeds("export", base)
-    method = {**CONFIG["method"], "weights": str(base / "export/student.safetensors")}
-    path.write_text(yaml.safe_dump({**CONFIG, "data": data, "method": method}))
+    settings["method"]["weights"] = str(base / "export/student.safetensors")
+    path.write_text(yaml.safe_dump(settings))
     return path
 
 
@@ -63,11 +56,6 @@ def undisturbed(config) -> dict[int, Path]:
         runs[processes] = config.parent / f"undisturbed{processes}"
         succeeds("train", config, f"output={runs[processes]}", processes=processes)
     return runs
-
-
-def lines(run: Path, name: str = "loss") -> dict[int, float]:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {record["step"]: record[name] for record in records if name in record}
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

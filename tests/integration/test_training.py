@@ -10,11 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
-import yaml
 from safetensors.numpy import load_file
 
-from tests.helpers import make_mvtec
-from tests.kdad import Launched, kdad, succeeds
+from tests.kdad import Launched, configured, kdad, lines, succeeds
 
 pytestmark = pytest.mark.launch
 
@@ -34,13 +32,7 @@ CONFIG = {
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
     """A training of 24 steps over 20 images: 16 or so to train on, a short batch every epoch."""
-    folder = tmp_path_factory.mktemp("training")
-    make_mvtec(folder / "images", train=20, good=3, scratch=4)
-    succeeds("pack", folder / "images", folder / "shards", "--size", 32)
-    path = folder / "tiny.yaml"
-    data = {**CONFIG["data"], "shards": str(folder / "shards")}
-    path.write_text(yaml.safe_dump({**CONFIG, "data": data}))
-    return path
+    return configured(tmp_path_factory.mktemp("training"), CONFIG, size=32)
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +43,6 @@ def undisturbed(config) -> dict[int, Path]:
         runs[processes] = config.parent / f"undisturbed{processes}"
         succeeds("train", config, f"output={runs[processes]}", processes=processes)
     return runs
-
-
-def lines(run: Path, name: str = "loss") -> dict[int, float]:
-    records = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {record["step"]: record[name] for record in records if name in record}
 
 
 def weights(run: Path) -> bytes:

@@ -493,3 +493,19 @@ def test_killed_at_any_moment_there_is_always_a_sound_checkpoint(tmp_path: Path)
     resumed = make(seed=99)
     manager(tmp_path).load(tmp_path / f"step_{reached[-1]:08d}", Tensors(*resumed))
     assert contents(*resumed) == contents(*straight)
+
+
+def test_young_checkpoints_stay_however_many_they_are(tmp_path: Path):
+    def steps(hours: float, step: int) -> list[str]:
+        made = make()
+        rotation = Rotation(1, hours)
+        CheckpointManager(tmp_path, rotation, {}).save(Tensors(*made), TrainState(step, step), {})
+        return names(tmp_path)
+
+    for step in (1, 2, 3):
+        found = steps(2, step)
+    assert found == ["step_00000001", "step_00000002", "step_00000003"]
+    long_ago = time.time() - 3 * 3600
+    os.utime(tmp_path / "step_00000001", (long_ago, long_ago))
+    assert steps(2, 4) == ["step_00000002", "step_00000003", "step_00000004"]
+    assert steps(0, 5) == ["step_00000005"]
