@@ -16,7 +16,9 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
+from kdad_dist.config_methods import LoraConfig, LoraMaeConfig
 from kdad_dist.errors import CheckpointError
+from kdad_dist.models.mae_build import build_mae
 from kdad_dist.runtime import manifest as manifests
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
 from kdad_dist.runtime.tensors import Tensors
@@ -509,3 +511,27 @@ def test_young_checkpoints_stay_however_many_they_are(tmp_path: Path):
     os.utime(tmp_path / "step_00000001", (long_ago, long_ago))
     assert steps(2, 4) == ["step_00000002", "step_00000003", "step_00000004"]
     assert steps(0, 5) == ["step_00000005"]
+
+
+def test_what_lora_leaves_frozen_is_not_written(tmp_path: Path):
+    def size(lora: LoraConfig | None) -> int:
+        config = LoraMaeConfig(
+            preset="mae_vit_small_patch7",
+            weights="random",
+            lora=lora,
+            freeze_non_lora=lora is not None,
+            freeze_random=lora is not None,
+        )
+        net = build_mae(config, image_size=28, seed=0)
+        trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
+        optimizer = AdamW(trained)
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
+        optimizer.step()
+        manager = CheckpointManager(tmp_path / repr(lora), Rotation(1), {})
+        path = manager.save(Tensors(net, optimizer), TrainState(1, 1), {})
+        return sum(entry["bytes"] for entry in manager.manifest(path)["files"].values())
+
+    adapted, full = size(LoraConfig()), size(None)
+    assert full > 3 * 4 * 11e6
+    assert adapted < 0.05 * full
