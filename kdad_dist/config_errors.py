@@ -93,7 +93,8 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
         found = tuple(part for part in item["loc"] if part not in {"", "str", "list[str]"})
         # ... so the name of the method stands behind `method`.
         location = found[:1] + found[2:] if found[:1] == ("method",) else found
-        sentence = _sentence(location, item, _keys_at(root, found[:-1]))
+        elsewhere = _sections_with(root, str(found[-1])) if found else []
+        sentence = _sentence(location, item, _keys_at(root, found[:-1]), elsewhere)
         problems.append(f"  {source.place(location)}: {sentence}")
     unique = list(dict.fromkeys(problems))
     count = "1 problem" if len(unique) == 1 else f"{len(unique)} problems"
@@ -103,10 +104,10 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
     )
 
 
-def _sentence(location: Location, item: Any, known: list[str]) -> str:
+def _sentence(location: Location, item: Any, known: list[str], elsewhere: list[str]) -> str:
     name = dotted(location) or "the configuration"
     if item["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        near = difflib.get_close_matches(str(location[-1]), known, n=1)
+        near = elsewhere[:1] or difflib.get_close_matches(str(location[-1]), known, n=1)
         hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
         return f"{name} is not a known key; {hint}"
     if item["type"] == "union_tag_invalid":
@@ -119,6 +120,12 @@ def _sentence(location: Location, item: Any, known: list[str]) -> str:
     if item["type"] == "value_error":
         return f"{name}: {item['ctx']['error']}"
     return f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}, found {item['input']!r}"
+
+
+def _sections_with(root: type, name: str) -> list[str]:
+    """Dotted paths of the sections' keys of this name: `epochs` is `train.epochs`."""
+    sections = [field for field in _keys_at(root, ()) if name in _keys_at(root, (field,))]
+    return [f"{section}.{name}" for section in sections]
 
 
 def _keys_at(root: type, location: Location) -> list[str]:

@@ -54,6 +54,11 @@ def test_every_problem_is_named_at_once_with_path_file_and_line(tmp_path):
     assert "command line: train.batch_siz is not a known key; did you mean batch_size?" in message
 
 
+def test_a_key_outside_of_its_section_is_told_its_place(tmp_path):
+    assert "did you mean train.epochs?" in problems(tmp_path, GOOD, "epochs=3")
+    assert "did you mean optim.lr?" in problems(tmp_path, GOOD, "data.lr=3")
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
