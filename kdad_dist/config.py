@@ -167,8 +167,12 @@ class ScoreConfig:
 @dataclass(frozen=True, config=CHECKED)
 class TrackConfig:
     wandb: Literal["disabled", "offline", "online"] = "disabled"
+    """Weights & Biases; "online" is offline as well where there is no key or no network."""
     project: str = "kdad"
     group: str | None = None
+    media: bool = False
+    """Whether scoring adds its figures, its table and its examples to the W&B run."""
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True, config=CHECKED)

@@ -29,6 +29,7 @@ from kdad_dist.runtime.rundir import metrics_file, scores_folder
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, forget_requests
 from kdad_dist.runtime.together import gathered, shared
+from kdad_dist.runtime.tracker import send_scores
 from kdad_dist.score_examples import write_examples, write_map
 from kdad_dist.score_results import SYNTHETIC, TEST, VAL, Row, Scored, ScoredUnit, Share, results
 
@@ -119,6 +120,8 @@ def score(config: RunConfig) -> dict[str, Any]:
             metrics = write(partial, lambda: finish() if here.is_main else {})
         file = metrics_file(config)
         write(file, lambda: files.write_json(file, metrics) if here.is_main else None)
+        if here.is_main:
+            send_scores(config, metrics)
     return metrics
 
 

@@ -31,7 +31,7 @@ from kdad_dist.runtime.rundir import claimed, note, refuse_changes
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.status import building
 from kdad_dist.runtime.together import shared
-from kdad_dist.runtime.tracker import check_wandb
+from kdad_dist.runtime.tracker import check_trackers
 from kdad_dist.schedule import learning_rate
 
 log = logging.getLogger(__name__)
@@ -66,11 +66,9 @@ def train(config: RunConfig) -> None:
         Preempted: it was asked to stop, and saved a checkpoint.
         KdadError: the configuration, the data or the numbers do not allow to go on.
     """
-    check_wandb(config.track.wandb)
+    check_trackers(config.track)
     launch.check_precision("train.precision", config.train.precision)
-    with session.start(
-        config.train.precision, config.track.wandb != "disabled", trains=True
-    ) as here:
+    with session.start(config.train.precision, trains=True) as here:
         refuse_changes(config)
         with ExitStack() as stack:
             if_main = [claimed(config)] if here.is_main else []

@@ -29,7 +29,7 @@ from kdad_dist.runtime.loaders import choose, indexed_plan, stream_plan
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.rundir import refuse_changes
 from kdad_dist.runtime.tensors import Tensors
-from kdad_dist.runtime.tracker import check_wandb
+from kdad_dist.runtime.tracker import check_trackers
 from kdad_dist.schedule import learning_rate
 from kdad_dist.train import make, own_identity
 
@@ -44,7 +44,7 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
     Raises:
         KdadError: training would be refused.
     """
-    check_wandb(config.track.wandb)
+    check_trackers(config.track)
     refuse_changes(config)
     resumes = (config.directory / "checkpoints").exists()
     # A network whose weights are drawn and not read need not exist to be measured.

@@ -148,6 +148,7 @@ class Recorder:
     def saving(self, done: int) -> Iterator[None]:
         """Writes how long the training stood still for a checkpoint."""
         start = time.monotonic()
+        self.tracker.flush()
         yield
         seconds = round(time.monotonic() - start, 4)
         self.tracker.write({"step": done, "epoch": self._epoch(done), "save_seconds": seconds})

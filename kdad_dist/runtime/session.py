@@ -74,7 +74,7 @@ class Session:
 
 
 @contextmanager
-def start(precision: str = "no", wandb: bool = False, trains: bool = False) -> Iterator[Session]:
+def start(precision: str = "no", trains: bool = False) -> Iterator[Session]:
     """Joins the processes of the launch, and leaves them in order at the end.
 
     Args:
@@ -86,7 +86,7 @@ def start(precision: str = "no", wandb: bool = False, trains: bool = False) -> I
         ConfigError: the precision does not exist on this device.
         PeerLost: another process ended.
     """
-    session = join(precision, wandb, trains)
+    session = join(precision, trains)
     try:
         yield session
         # Not after an error: the other processes may never come to this barrier.
@@ -109,7 +109,7 @@ def start(precision: str = "no", wandb: bool = False, trains: bool = False) -> I
         GradientState._reset_state()
 
 
-def join(precision: str, wandb: bool, trains: bool) -> Session:
+def join(precision: str, trains: bool) -> Session:
     """The session of this process, once it is clear that the launch is what was asked for."""
     on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     if on_cpu and precision == "fp16":
@@ -134,7 +134,6 @@ def join(precision: str, wandb: bool, trains: bool) -> Session:
         cpu=on_cpu and mode == "ddp",
         mixed_precision=precision,
         kwargs_handlers=[wrapping, InitProcessGroupKwargs(timeout=TIMEOUT)],
-        log_with="wandb" if wandb else None,
     )
     session = Session(
         accelerator,

@@ -168,17 +168,6 @@ def test_a_single_value_to_normalise_names_the_settings(config, processes):
         assert key in outcome.text
 
 
-def test_weights_and_biases_offline_holds_every_step_once(config):
-    pytest.importorskip("wandb")
-    run = trained(config, "tracked", "track.wandb=offline")
-    parts = list((run / "wandb").glob("offline-run-*"))
-    assert len(parts) == 1
-    assert parts[0].name.endswith((run / "wandb_id").read_text().strip())
-    logged = next(parts[0].glob("*.wandb")).read_bytes()
-    assert b"val_loss" in logged
-    assert b"images_per_second" in logged
-
-
 def test_compiled_networks_train_to_the_same_losses(config):
     compiled = records(
         trained(config, "compiled", "train.compile=true", "train.epochs=null", "train.steps=1")
@@ -210,16 +199,3 @@ def test_weights_that_lack_layers_are_refused_before_anything_is_made(config, tm
     )
     assert outcome.codes == [1]
     assert "absent.pth" in outcome.text
-
-
-def test_a_resumed_run_goes_on_as_the_same_run_of_weights_and_biases(config):
-    pytest.importorskip("wandb")
-    run = config.parent / "tracked-twice"
-    words = ["train", config, f"output={run}", "track.wandb=offline", "train.check_every=1"]
-    assert kdad(*words, "train.max_time=1e-9").codes == [75]
-    first = json.loads((run / "status.json").read_text())["step"]
-    succeeds(*words)
-    assert len(records(run)) > first > 0
-    parts = list((run / "wandb").glob("offline-run-*"))
-    assert len(parts) == 2
-    assert all(p.name.endswith((run / "wandb_id").read_text().strip()) for p in parts)

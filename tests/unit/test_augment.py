@@ -225,7 +225,7 @@ def test_a_resumed_training_sees_the_same_pixels(index: Index, access: str):
 def test_held_out_images_are_read_as_scoring_reads_them(index: Index, access: str):
     augmented = {"crop_margin": 4, "brightness": 0.3, "saturation": 0.5, "flip": True}
     config = run_config(index, augmented, data={"access": access})
-    with session.start("no", False) as here:
+    with session.start() as here:
         train, held_out = open_loaders(config, index, build_method(config), here)
     assert held_out
     samples = index.select(Split.VAL, val_fraction=0.3)
@@ -244,7 +244,7 @@ def test_held_out_images_are_read_as_scoring_reads_them(index: Index, access: st
 @pytest.mark.parametrize("access", ["indexed", "stream"])
 def test_without_options_training_images_are_those_that_were_packed(index: Index, access: str):
     config = run_config(index, {}, data={"access": access})
-    with session.start("no", False) as here:
+    with session.start() as here:
         train, _ = open_loaders(config, index, build_method(config), here)
     samples, reader = index.select(Split.TRAIN, val_fraction=0.3), ShardReader(index.root, SIZE)
     for (micro,) in train.steps(0, train.steps_per_epoch):
@@ -258,7 +258,7 @@ def test_a_margin_beyond_the_packed_size_is_named(index: Index, access: str, mar
     config = run_config(index, {"crop_margin": margin}, data={"access": access})
     method = build_method(config)
     wanted = pytest.raises(ConfigError, match=f"crop_margin={margin} .*of 16")
-    with session.start("no", False) as here, wanted as caught:
+    with session.start() as here, wanted as caught:
         open_loaders(config, index, method, here)
     assert f"--size {SIZE + margin}" in caught.value.remedy
 
@@ -270,7 +270,7 @@ def test_features_computed_once_exclude_images_that_change(index: Index, option:
     config = run_config(index, option, cache_teacher=True)
     method = build_method(config)
     wanted = pytest.raises(ConfigError, match="cache_teacher .* data.augment")
-    with session.start("no", False) as here, wanted:
+    with session.start() as here, wanted:
         open_loaders(config, index, method, here)
 
 
