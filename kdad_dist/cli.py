@@ -135,6 +135,7 @@ def train(
 ) -> None:
     """Train a detector, or go on where its run stopped."""
     from kdad_dist.config import load
+    from kdad_dist.runtime.stopping import StopRequest
 
     checked = load(config, overrides or [])
     if dry_run:
@@ -151,9 +152,10 @@ def train(
             "--processes, --mode and --json go with --dry-run",
             "processes and mode of a training are chosen by its launch: see launch/README.md",
         )
-    from kdad_dist.train import train as run
+    with StopRequest(checked.directory, checked.train.max_time).heeded() as stop:
+        from kdad_dist.train import train as run  # takes seconds, in which a request may come
 
-    run(checked)
+        run(checked, stop)
     say(f"trained: {checked.directory}\nnext: kdad score {checked.directory}")
 
 
@@ -177,15 +179,15 @@ def score(
     """Score the test split of a run's data, or new images."""
     from kdad_dist.config import load_run
     from kdad_dist.report_text import speed, table
-    from kdad_dist.runtime.launch import check_precision
+    from kdad_dist.runtime.stopping import StopRequest
 
     more = [] if shards is None else [f"data.shards={json.dumps(shards)}"]
     config = load_run(run, [*(overrides or []), *more])
-    check_precision("score.precision", config.score.precision)
     if images:
-        from kdad_dist.predict import predict
+        with StopRequest(config.directory).heeded() as stop:
+            from kdad_dist.predict import predict
 
-        path, facts = predict(config, images, out)
+            path, facts = predict(config, images, out, stop)
         if facts:
             say(f"{judged(facts)}\n{speed(facts['provenance'])}\nscores: {path}")
             if as_json:
@@ -194,9 +196,11 @@ def score(
     if out is not None:
         raise UsageError("--out goes with --images", "leave it out; scores are written to the run")
     from kdad_dist.runtime.rundir import metrics_file, other_data
-    from kdad_dist.score import score as score_run
 
-    metrics = score_run(config)
+    with StopRequest(config.directory).heeded() as stop:
+        from kdad_dist.score import score as score_run
+
+        metrics = score_run(config, stop)
     if metrics:
         after = "" if other_data(config) else f"\nnext: kdad report {run}"
         done = f"{table(metrics)}\n\n{speed(metrics['provenance'])}"

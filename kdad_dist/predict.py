@@ -31,12 +31,12 @@ from kdad_dist.detector import Detector, of_run, pixels
 from kdad_dist.detector_facts import Timing, provenance
 from kdad_dist.errors import DataError
 from kdad_dist.pictures import heat, save_png16
-from kdad_dist.runtime import session
+from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.session import Session
-from kdad_dist.runtime.stopping import Stop, forget_requests
+from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import shared
 
 SUFFIXES = frozenset(f".{ext}" for ext in EXTENSIONS.values()) | {".jpeg", ".tiff"}
@@ -112,7 +112,7 @@ class Predictor:
 
 
 def predict(
-    config: RunConfig, patterns: Sequence[str], out: Path | None = None
+    config: RunConfig, patterns: Sequence[str], out: Path | None, request: StopRequest
 ) -> tuple[Path, dict[str, Any]]:
     """Scores the images of files, folders and patterns with the detector of a run.
 
@@ -129,6 +129,7 @@ def predict(
         UsageError: the configuration names other shards than the run's.
         Preempted: it was asked to stop; nothing was written.
     """
+    launch.check_precision("score.precision", config.score.precision)
     paths = find_images(patterns)
     out = (out or config.directory / "predictions").resolve()
     with session.start() as here:
@@ -136,7 +137,7 @@ def predict(
         run = config.directory
         write(run, lambda: forget_requests(run) if here.is_main else None)
         with filled(out, here) as partial:
-            stop = Stop(run, partial)
+            stop = Stop(request, partial, "scoring", "begins anew")
             detector = of_run(config, here.device)
             predictor = Predictor(detector, partial, unique_names(paths))
             units = cut(paths, config.score.batch_size)

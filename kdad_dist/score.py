@@ -1,5 +1,6 @@
 """Scoring a test set: every image once, on any number of processes, to the same bits."""
 
+import logging
 import time
 from collections.abc import Sequence
 from contextlib import closing
@@ -20,21 +21,40 @@ from kdad_dist.detector import judge
 from kdad_dist.detector_facts import provenance
 from kdad_dist.errors import DataError
 from kdad_dist.methods.readout import Moments, Readout, Standard
-from kdad_dist.runtime import session
+from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
-from kdad_dist.runtime.restore import restore, save_standard
+from kdad_dist.runtime.restore import Trained, restore, save_standard
 from kdad_dist.runtime.rundir import metrics_file, scores_folder
 from kdad_dist.runtime.session import Session
-from kdad_dist.runtime.stopping import Stop, forget_requests
+from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import gathered, shared
 from kdad_dist.runtime.tracker import send_scores
 from kdad_dist.score_examples import write_examples, write_map
-from kdad_dist.score_results import SYNTHETIC, TEST, VAL, Row, Scored, ScoredUnit, Share, results
+from kdad_dist.score_parts import (
+    KEPT,
+    MAPS,
+    SYNTHETIC,
+    TEST,
+    VAL,
+    Kept,
+    Part,
+    Row,
+    Scored,
+    ScoredUnit,
+    forget,
+    kept,
+    read,
+    work_of,
+)
+from kdad_dist.score_results import results
 
+log = logging.getLogger(__name__)
 FOLDS = (0, 1)
 NEW = -1
+SAVE_EVERY = 30.0
+"""Seconds of work that a process loses at most when it is killed."""
 
 
 class Unit(NamedTuple):
@@ -80,8 +100,9 @@ class Scorer:
         return image, self.reader.mask(sample) if known else None
 
 
-def score(config: RunConfig) -> dict[str, Any]:
-    """Scores the test split of a run's data; writes `scores/` and `metrics.json`.
+def score(config: RunConfig, request: StopRequest) -> dict[str, Any]:
+    """Scores the test split of a run's data, or goes on where that stopped; writes `scores/` and
+    `metrics.json`.
 
     Returns:
         The content of `metrics.json`, on the main process; {} on others.
@@ -89,31 +110,36 @@ def score(config: RunConfig) -> dict[str, Any]:
     Raises:
         DataError: there is no test image, or the run directory cannot be written.
         CheckpointError: the run holds no sound checkpoint.
-        Preempted: it was asked to stop; the results are what they were.
+        Preempted: it was asked to stop; results are what they were, and what was done is kept.
     """
+    launch.check_precision("score.precision", config.score.precision)
     with session.start() as here:
         index, units = shared(lambda: plan(config))
         run = config.directory
         write(run, lambda: forget_requests(run) if here.is_main else None)
-        with filled(shared(lambda: scores_folder(config)), here) as partial:
-            stop = Stop(run, partial)
+        with filled(shared(lambda: scores_folder(config)), here, KEPT) as partial:
+            stop = Stop(request, partial, "scoring", "goes on with the images that are left")
             trained = restore(config)
             method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
             reader = ShardReader(config.data.shards, config.data.image_size)
             scorer = Scorer(config, [Readout(method, config.score)], reader, here.device)
             started = time.monotonic()
+            before = resumed(config, index, trained, units, partial, here)
             if config.score.standardise:
                 standards = standards_of(scorer, units, stop, here)
                 readouts = [Readout(method, config.score, standard) for standard in standards]
                 scorer = replace(scorer, readouts=readouts)
                 facts = (standards[NEW], config, trained.step)
                 write(partial, lambda: save_standard(partial, *facts) if here.is_main else None)
-            write(partial, lambda: run_units(scorer, units, partial, stop, here))
-            seconds = time.monotonic() - started
+            left = [number for number in range(len(units)) if number not in before.units]
+            parts = write(partial, lambda: run_units(scorer, units, left, partial, stop, here))
+            names = sum(gathered(parts), before.names)
+            seconds = before.seconds + time.monotonic() - started
 
             def finish() -> dict[str, Any]:
-                found = results(config, partial)
-                examples(scorer, units, found.tested, partial)
+                found = results(config, partial, read(partial, names))
+                examples(scorer, units, found.tested, partial, stop)
+                forget(partial)
                 made = provenance(config, trained, found.timings, seconds, here.world)
                 return found.metrics | {"provenance": {"fingerprint": index.fingerprint, **made}}
 
@@ -123,6 +149,26 @@ def score(config: RunConfig) -> dict[str, Any]:
         if here.is_main:
             send_scores(config, metrics)
     return metrics
+
+
+def resumed(
+    config: RunConfig,
+    index: Index,
+    trained: Trained,
+    units: Sequence[Unit],
+    partial: Path,
+    here: Session,
+) -> Kept:
+    """What an earlier attempt has left of this scoring, the same on all processes."""
+
+    def found() -> Kept:
+        return kept(partial, work_of(config, index.fingerprint, trained))
+
+    before, *_ = gathered(write(partial, lambda: found() if here.is_main else None))
+    assert before is not None
+    if before.units:
+        log.info("going on: %d of %d units of work are done", len(before.units), len(units))
+    return before
 
 
 def plan(config: RunConfig) -> tuple[Index, list[Unit]]:
@@ -190,32 +236,53 @@ def standards_of(
 
 
 def run_units(
-    scorer: Scorer, units: Sequence[Unit], partial: Path, stop: Stop, here: Session
-) -> None:
-    """Scores this process's share and writes it down; talks to no other process."""
-    share = Share(scorer.config)
-    images = sum(len(unit.samples) for unit in units[here.rank :: here.world])
-    with (
-        progress("scoring", images, "images", visible=here.is_main) as bar,
-        closing(work(units, scorer, here)) as done,
-    ):
-        stop.check()
-        for number, unit in done:
-            share.add(number, unit)
-            for image in unit.images:
-                if image.kind == TEST and image.anomaly_map is not None:
-                    write_map(partial / "maps", image.sample.key, image.anomaly_map, scorer.config)
-            bar.advance(len(unit.images))
+    scorer: Scorer,
+    units: Sequence[Unit],
+    left: Sequence[int],
+    partial: Path,
+    stop: Stop,
+    here: Session,
+) -> list[str]:
+    """Scores this process's share of the units that are left; talks to no other process.
+
+    Returns:
+        The names of the parts that it wrote: on another machine, a folder may not show them yet.
+    """
+    names, part = [], Part(scorer.config)
+    images = sum(len(units[number].samples) for number in left[here.rank :: here.world])
+    try:
+        with (
+            progress("scoring", images, "images", visible=here.is_main) as bar,
+            closing(work(units, scorer, here, left)) as done,
+        ):
             stop.check()
-    share.save(partial, here.rank)
+            for number, unit in done:
+                for image in unit.images:
+                    if image.kind == TEST and image.anomaly_map is not None:
+                        write_map(
+                            partial / MAPS, image.sample.key, image.anomaly_map, scorer.config
+                        )
+                part.add(number, unit)
+                bar.advance(len(unit.images))
+                if time.monotonic() - part.began > SAVE_EVERY:
+                    names += part.save(partial, here.world)
+                    part = Part(scorer.config)
+                stop.check()
+    finally:
+        names += part.save(partial, here.world)
+    return names
 
 
-def examples(scorer: Scorer, units: Sequence[Unit], tested: Sequence[Row], partial: Path) -> None:
+def examples(
+    scorer: Scorer, units: Sequence[Unit], tested: Sequence[Row], partial: Path, stop: Stop
+) -> None:
     """Scores again what is worth looking at, and keeps its pictures."""
     samples = {s.key: s for unit in units if unit.kind == TEST for s in unit.samples}
+
+    def outcome(key: str) -> Scored:
+        stop.check()
+        return scorer(Unit(TEST, [samples[key]])).images[0]
+
     write_examples(
-        partial / "examples",
-        tested,
-        lambda key: scorer(Unit(TEST, [samples[key]])).images[0],
-        lambda key: scorer.load(TEST, samples[key])[0],
+        partial / "examples", tested, outcome, lambda key: scorer.load(TEST, samples[key])[0]
     )

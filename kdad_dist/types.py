@@ -1,5 +1,6 @@
 """The tensors that travel between data, methods, training and scoring."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxtyping import Float, Int64
@@ -15,6 +16,13 @@ accumulation are then all weighted exactly, on any number of processes.
 
 Features = tuple[Float[Tensor, "b _c _h _w"], ...]
 """Feature maps of the chosen layers, shallow to deep."""
+
+Poll = Callable[[], None]
+"""Called between two pieces of long work; raises if the work is to be left."""
+
+
+def go_on() -> None:
+    """The `Poll` of work that is never left."""
 
 
 @dataclass(frozen=True)

@@ -9,19 +9,23 @@ import logging
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kdad_dist.errors import DataError
+from kdad_dist.types import Poll, go_on
 
 log = logging.getLogger(__name__)
 
 VERSION = 1
+ASK_EVERY = 0.05
+"""Seconds between two attempts at a lock that another process holds."""
 ELSEWHERE = (
     "set KDAD_CACHE to a folder on a disk with more room, or do without the cache "
     "(data.cache=none, method.cache_teacher=false)"
@@ -39,6 +43,7 @@ def filled_array(
     dtype: DTypeLike,
     fill: Callable[[NDArray[Any]], None],
     description: str,
+    poll: Poll = go_on,
 ) -> NDArray[Any]:
     """A read-only array that `fill` computed, now or in an earlier call, here or elsewhere.
 
@@ -49,6 +54,7 @@ def filled_array(
     Args:
         fill: writes every element of the array it is given; called at most once.
         description: what the array holds, for messages.
+        poll: called while another process fills the array; `fill` calls it by itself.
 
     Raises:
         DataError: the disk has no room, or the folder cannot be written.
@@ -58,7 +64,7 @@ def filled_array(
     wanted = {"version": VERSION, "shape": list(shape), "dtype": np.dtype(dtype).name}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(path.with_name(path.name + ".lock"), description):
+        with _locked(path.with_name(path.name + ".lock"), description, poll):
             if not _is_valid(path, wanted):
                 _make(path, wanted, fill, description)
     except OSError as error:
@@ -67,15 +73,26 @@ def filled_array(
 
 
 @contextmanager
-def _locked(path: Path, description: str) -> Iterator[None]:
+def _locked(path: Path, description: str, poll: Poll) -> Iterator[None]:
     """Holds an exclusive lock that the kernel frees if this process dies."""
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process that computes %s", description)
-            fcntl.flock(file, fcntl.LOCK_EX)
+        waiting = False
+        while not _taken(file):
+            if not waiting:
+                log.info("waiting for another process that computes %s", description)
+            waiting = True
+            poll()
+            time.sleep(ASK_EVERY)
         yield
+
+
+def _taken(file: IO[str]) -> bool:
+    """Whether the lock is ours now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _is_valid(path: Path, wanted: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from kdad_dist.data.plan import EpochPlan, MicroBatch, Plan, Rows
 from kdad_dist.data.reader import FIT_VERSION, ShardReader
 from kdad_dist.data.threads import Decoder, in_advance
 from kdad_dist.errors import ConfigError
-from kdad_dist.types import Batch, Features
+from kdad_dist.types import Batch, Features, Poll, go_on
 
 AHEAD = 2
 """Steps that are read before they are asked for, by a thread each."""
@@ -119,7 +119,12 @@ def take(array: NDArray, rows: Rows, pin: bool) -> Tensor:
 
 
 def open_pixels(
-    samples: Sequence[Sample], index: Index, image_size: int, cache: str, device: torch.device
+    samples: Sequence[Sample],
+    index: Index,
+    image_size: int,
+    cache: str,
+    device: torch.device,
+    poll: Poll = go_on,
 ) -> Pixels:
     """The samples' pixels, decoded once ("ram", "device") or whenever they are read ("none").
 
@@ -138,8 +143,9 @@ def open_pixels(
         cache_root() / "pixels" / pixel_key(samples, index, image_size),
         (len(samples), image_size, image_size, 3),
         np.uint8,
-        lambda array: decoder.into(array, samples),
+        lambda array: decoder.into(array, samples, poll),
         f"the pixels of {len(samples)} images of {index.root}",
+        poll,
     )
     return DevicePixels(images, device) if cache == "device" else CachedPixels(images, pin)
 

@@ -25,7 +25,8 @@ from kdad_dist.data.loader import AHEAD, Loader, Micro, to_float
 from kdad_dist.data.plan import MicroBatch, StreamPlan, by_shard
 from kdad_dist.data.reader import DAMAGED, Fit, check_member, check_root, shard_address
 from kdad_dist.data.threads import Decoder, in_advance
-from kdad_dist.errors import DataError
+from kdad_dist.errors import DataError, KdadError
+from kdad_dist.types import Poll, go_on
 
 
 class StreamLoader(Loader):
@@ -43,9 +44,11 @@ class StreamLoader(Loader):
         image_size: int,
         device: torch.device,
         augment: Augment | None = None,
+        poll: Poll = go_on,
     ) -> None:
         """Args:
             plan: made from `by_shard` of the samples' shards.
+            poll: called by a thread between two images of a shard that is read.
 
         Raises:
             ConfigError: `image_size` exceeds the packed size, or the address is of no known kind.
@@ -55,6 +58,7 @@ class StreamLoader(Loader):
         grouped = by_shard([sample.shard for sample in samples])
         assert all(map(np.array_equal, plan.shards, grouped.values())), "another plan's samples"
         self._samples = samples
+        self._poll = poll
         self._root = index.root
         self._rows = grouped
         self._fit = Fit(image_size, index.image_size, index.resize)
@@ -105,13 +109,14 @@ class StreamLoader(Loader):
             with open_stream(address) as stream:
                 files = tar_file_expander([{"url": address, "stream": stream}])
                 for entry in group_by_keys(files):
+                    self._poll()
                     if (row := wanted.get(entry["__key__"])) is None:
                         continue
                     sample = self._samples[row]
                     data = entry.get(sample.image.ext, b"")
                     check_member(data, sample.image, self._where(sample))
                     found[row] = data
-        except DataError:
+        except KdadError:
             raise
         except (OSError, HTTPException, TarError, ValueError) as error:
             raise DataError(f"{address} cannot be read: {error}", DAMAGED) from None

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from kdad_dist.data.cache import filled_array
 from kdad_dist.data.loader import take
 from kdad_dist.data.plan import Rows
-from kdad_dist.types import Features
+from kdad_dist.types import Features, Poll, go_on
 
 
 class TargetCache:
@@ -40,6 +40,7 @@ def fill_targets(
     unit: int,
     description: str,
     pin: bool = False,
+    poll: Poll = go_on,
 ) -> TargetCache:
     """The outputs of `compute` for samples 0 to `count` - 1, in the type that it gives them.
 
@@ -68,10 +69,11 @@ def fill_targets(
             for layer, maps in zip(layers, compute(rows), strict=True):
                 maps = maps.detach().permute(0, 2, 3, 1).contiguous().view(stored)
                 layer[rows[0] : rows[-1] + 1] = maps.cpu().numpy()
+            poll()
 
     numpy_dtype = torch.empty(0, dtype=stored).numpy().dtype
     size = sum(math.prod(shape) for shape in shapes)
-    flat = filled_array(path, (size,), numpy_dtype, fill, description)
+    flat = filled_array(path, (size,), numpy_dtype, fill, description, poll)
     return TargetCache(split(flat, shapes), dtype, pin)
 
 

@@ -12,6 +12,8 @@ from jaxtyping import UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdad_dist.types import Poll, go_on
+
 T = TypeVar("T")
 QUEUED = 1024
 """Images handed to the decoding threads at a time, so that memory stays bounded."""
@@ -33,12 +35,12 @@ class Decoder(Generic[T]):
         self._size = size
         self._threads = ThreadPoolExecutor(cpu_count(), thread_name_prefix="kdad-decode")
 
-    def into(self, images: NDArray[np.uint8], items: Sequence[T]) -> None:
+    def into(self, images: NDArray[np.uint8], items: Sequence[T], poll: Poll = go_on) -> None:
         """Writes the images of `items` into `images`, in their order."""
         for start in range(0, len(items), QUEUED):
-            self._some(images[start : start + QUEUED], items[start : start + QUEUED])
+            self._some(images[start : start + QUEUED], items[start : start + QUEUED], poll)
 
-    def _some(self, images: NDArray[np.uint8], items: Sequence[T]) -> None:
+    def _some(self, images: NDArray[np.uint8], items: Sequence[T], poll: Poll) -> None:
         def decode(place: int, item: T) -> None:
             images[place] = self._image(item)
 
@@ -46,6 +48,7 @@ class Decoder(Generic[T]):
         try:
             for done in work:
                 done.result()
+                poll()
         finally:  # after an error nobody may write into `images` any more
             for left in work:
                 left.cancel()

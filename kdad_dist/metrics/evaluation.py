@@ -5,12 +5,9 @@ are integers and all lists are sorted, so that the report does not depend on how
 dealt out, nor on the order of merging. What cannot be computed is None, with the reason in `notes`.
 """
 
+import io
 import json
 import math
-import os
-import zipfile
-import zlib
-from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
@@ -21,8 +18,6 @@ from kdad_dist.errors import DataError, KdadError
 from kdad_dist.metrics.histogram import ScoreHistogram
 from kdad_dist.metrics.image import rates
 from kdad_dist.metrics.tally import METRICS, Contrast, Tally
-
-VERSION = 1
 
 
 class Group(NamedTuple):
@@ -154,8 +149,8 @@ class Evaluation:
                 contrast.defective.merge(tally)
         return contrast
 
-    def save(self, path: Path) -> None:
-        """Writes one .npz file without pickle, under a temporary name first."""
+    def pack(self) -> bytes:
+        """What there is to store, for `unpack`: an .npz file without pickle."""
         arrays: dict[str, Any] = {}
         header = []
         for i, (group, tally) in enumerate(self._tallies.items()):
@@ -168,36 +163,23 @@ class Evaluation:
                 }
             )
             arrays |= {f"{i}.{name}": array for name, array in tally.pixels.pack().items()}
-        text = json.dumps({"version": VERSION, "groups": header})
+        text = json.dumps(header)
         arrays["header"] = np.frombuffer(text.encode(), np.uint8)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez_compressed(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        file = io.BytesIO()
+        np.savez_compressed(file, **arrays)
+        return file.getvalue()
 
     @classmethod
-    def load(cls, path: Path) -> "Evaluation":
-        """What `save` wrote.
-
-        Raises:
-            DataError: the file is missing, damaged, or of another version.
-        """
-        damage = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
-        try:
-            with np.load(path, allow_pickle=False) as stored:
-                return cls._restore(stored)
-        except damage as error:
-            raise DataError(f"Cannot read the evaluation {path}: {error}", "score again") from error
+    def unpack(cls, content: bytes) -> "Evaluation":
+        """What `pack` described; the content is sound, for its hash was compared."""
+        with np.load(io.BytesIO(content), allow_pickle=False) as stored:
+            return cls._restore(stored)
 
     @classmethod
     def _restore(cls, stored: Any) -> "Evaluation":
         header = json.loads(stored["header"].tobytes())
-        if header["version"] != VERSION:
-            raise ValueError(f"it has version {header['version']}, expected {VERSION}")
         evaluation = cls()
-        for i, entry in enumerate(header["groups"]):
+        for i, entry in enumerate(header):
             evaluation._tallies[Group(**entry["group"])] = Tally(
                 entry["scores"],
                 ScoreHistogram.unpack(

@@ -26,13 +26,19 @@ def cut(items: Sequence[Item], largest: int) -> list[Sequence[Item]]:
 
 
 def work(
-    units: Sequence[Item], compute: Callable[[Item], Result], session: Session
+    units: Sequence[Item],
+    compute: Callable[[Item], Result],
+    session: Session,
+    left: Sequence[int] | None = None,
 ) -> Generator[tuple[int, Result], None, None]:
     """The results of this process's units with their numbers, in order, without any collective.
 
     On a CPU several units are computed side by side, one thread each.
+
+    Args:
+        left: the numbers of the units that are wanted, the same on all processes; None: of all.
     """
-    mine = range(session.rank, len(units), session.world)
+    mine = (range(len(units)) if left is None else left)[session.rank :: session.world]
     threads = free_cores(session) if session.device.type == "cpu" else 2
     before = torch.get_num_threads()
     torch.set_num_threads(1)

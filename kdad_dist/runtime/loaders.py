@@ -19,7 +19,7 @@ from kdad_dist.errors import ConfigError, DataError
 from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime.session import Session
-from kdad_dist.types import Features
+from kdad_dist.types import Features, Poll
 
 log = logging.getLogger(__name__)
 UNIT = 16
@@ -28,11 +28,14 @@ features do not depend on the run's batch size."""
 
 
 def open_loaders(
-    config: RunConfig, index: Index, method: Method, here: Session
+    config: RunConfig, index: Index, method: Method, here: Session, poll: Poll
 ) -> tuple[Loader, Loader | None]:
     """The loaders of the training images and of the held-out ones (None: nothing is held out).
 
     Held-out images are not augmented: they are read as scoring reads them.
+
+    Args:
+        poll: called often while caches are filled, here or by another process.
 
     Raises:
         DataError: there is no training image at all.
@@ -43,8 +46,8 @@ def open_loaders(
     log.info("%d training images, %d held out for validation", len(train), len(held_out))
     opener = open_stream if config.data.access == "stream" else open_indexed
     return (
-        opener(config, index, train, config.data.augment, method, here),
-        opener(config, index, held_out, AugmentConfig(), method, here) if held_out else None,
+        opener(config, index, train, config.data.augment, method, here, poll),
+        opener(config, index, held_out, AugmentConfig(), method, here, poll) if held_out else None,
     )
 
 
@@ -133,20 +136,26 @@ def open_indexed(
     changes: AugmentConfig,
     method: Method,
     here: Session,
+    poll: Poll,
 ) -> Loader:
     data = config.data
     size = data.image_size + changes.crop_margin
-    pixels = open_pixels(samples, index, size, data.cache, here.device)
+    pixels = open_pixels(samples, index, size, data.cache, here.device, poll)
     targets = None
     if method.caches_targets:
         name = pixel_key(samples, index, size)
-        targets = cached_targets(config, name, pixels, method, here)
+        targets = cached_targets(config, name, pixels, method, here, poll)
     plan = indexed_plan(config, samples, here.rank, here.world)
     return IndexedLoader(pixels, plan, here.device, targets, augmentation(changes, data.image_size))
 
 
 def cached_targets(
-    config: RunConfig, pixels_name: str, pixels: Pixels, method: Method, here: Session
+    config: RunConfig,
+    pixels_name: str,
+    pixels: Pixels,
+    method: Method,
+    here: Session,
+    poll: Poll,
 ) -> TargetCache:
     """The teacher's features of all samples, from a file that the processes of a node share."""
     assert method.teacher is not None
@@ -165,6 +174,7 @@ def cached_targets(
         UNIT,
         f"the teacher's features of {len(pixels)} images",
         pin=here.device.type == "cuda",
+        poll=poll,
     )
 
 
@@ -175,9 +185,10 @@ def open_stream(
     changes: AugmentConfig,
     method: Method,
     here: Session,
+    poll: Poll,
 ) -> Loader:
     data = config.data
     plan = stream_plan(config, samples, here.rank, here.world)
     size = data.image_size + changes.crop_margin
     change = augmentation(changes, data.image_size)
-    return StreamLoader(samples, index, plan, size, here.device, change)
+    return StreamLoader(samples, index, plan, size, here.device, change, poll)

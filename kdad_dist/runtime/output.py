@@ -1,13 +1,13 @@
 """Folders of results: all processes fill a new one, which takes the place of the old one whole."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 from kdad_dist import files
-from kdad_dist.errors import UsageError
+from kdad_dist.errors import KdadError, Preempted, UsageError
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.together import shared
 
@@ -15,10 +15,14 @@ T = TypeVar("T")
 
 
 @contextmanager
-def filled(final: Path, here: Session) -> Iterator[Path]:
-    """An empty folder for all processes to write into; at the end it becomes `final`.
+def filled(final: Path, here: Session, keep: Collection[str] = ()) -> Iterator[Path]:
+    """A folder for all processes to write into; at the end it becomes `final`.
 
     After an error it is gone, and `final` is what it was.
+
+    Args:
+        keep: names in the folder, which is empty but for them. With any, the folder also stays
+            when the work is stopped or killed, for the next attempt to go on from there.
 
     Raises:
         DataError: on all processes, if the system refuses to write.
@@ -26,7 +30,7 @@ def filled(final: Path, here: Session) -> Iterator[Path]:
     """
     partial = final.with_name(f"{final.name}.partial")
     with ExitStack() as stack:
-        mine = [emptied(partial)] if here.is_main else []
+        mine = [emptied(partial, keep)] if here.is_main else []
         write(partial, lambda: [stack.enter_context(folder) for folder in mine])
         yield partial
         write(final, lambda: [replace(final, partial) for _ in mine])
@@ -43,16 +47,18 @@ def write(folder: Path, work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def emptied(folder: Path) -> Iterator[None]:
+def emptied(folder: Path, keep: Collection[str]) -> Iterator[None]:
     """Makes or empties a folder that no other launch uses; removes it after an error."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with files.exclusive(folder):
             for old in folder.iterdir():
-                if old.name != files.LOCK:
+                if old.name not in {files.LOCK, *keep}:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             yield
-    except BaseException:
+    except BaseException as error:
+        if keep and (isinstance(error, Preempted) or not isinstance(error, KdadError)):
+            raise
         # A Ctrl-C may come before the lock is held; what another launch holds is left to it.
         with suppress(OSError, UsageError), files.exclusive(folder):
             shutil.rmtree(folder, ignore_errors=True)

@@ -1,77 +1,14 @@
-"""Requests to stop, and flags on which all processes agree without a step ever waiting.
+"""Flags on which all processes agree without a step ever waiting.
 
-A handler only sets a flag. Every `check_every` steps the flags of all processes are reduced in the
-background, and read when the next such step comes: all processes read the same answer at the same
-step, and none waited for it.
+Every `check_every` steps the flags of all processes are reduced in the background, and read when
+the next such step comes: all processes read the same answer at the same step, and none waited.
 """
 
-import logging
-import signal
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from types import FrameType
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-PREEMPT_FILE = "PREEMPT"
-log = logging.getLogger(__name__)
-
-
-class StopRequest:
-    """SIGTERM, SIGUSR1, the file PREEMPT in the run directory, the end of the time budget, or,
-    where it is heeded, Ctrl-C.
-    """
-
-    def __init__(self, run: Path, max_minutes: float | None = None) -> None:
-        self.file = run / PREEMPT_FILE
-        self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
-        self.reason: str | None = None
-        self._said = self._interrupted = False
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._note)
-
-    @contextmanager
-    def heeding_interrupts(self) -> Iterator[None]:
-        """Meanwhile Ctrl-C asks to stop; a second one ends this process at once, as it does
-        elsewhere.
-        """
-        before = signal.signal(signal.SIGINT, self._note)
-        try:
-            yield
-        except Exception as error:
-            # torch's checkpoints catch a Ctrl-C like any failure, and then wait for processes
-            # that have gone: what they raise in the end is another error.
-            if self._interrupted:
-                raise KeyboardInterrupt from error
-            raise
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        self.reason = f"received {signal.Signals(number).name}"
-        if number == signal.SIGINT:
-            signal.signal(number, self._interrupt)
-
-    def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        self._interrupted = True
-        signal.default_int_handler(number, frame)
-
-    def poll(self) -> str | None:
-        """Why this process should stop, or None; the first time, it tells the person so."""
-        if self.reason is None and self.file.exists():
-            self.reason = f"found {self.file}"
-        if self.reason is None and self.deadline is not None and time.monotonic() > self.deadline:
-            self.reason = "train.max_time is over"
-        if self.reason is not None and not self._said:
-            self._said = True  # not by the handler, which may come amidst other output
-            again = "; Ctrl-C again stops at once" if "SIGINT" in self.reason else ""
-            log.info("%s: stopping in order, which may take a few steps%s", self.reason, again)
-        return self.reason
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,12 @@ from kdad_dist.config import RunConfig, changed_keys, dump, load_run
 from kdad_dist.data.index import Index
 from kdad_dist.errors import ConfigError, DataError
 from kdad_dist.runtime import environment
-from kdad_dist.runtime.preemption import PREEMPT_FILE
+from kdad_dist.runtime.stopping import forget_requests
 
 log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 DATA_FILE = "data.json"
+STATUS_FILE = "status.json"
 MAY_MOVE = ("method.weights:", "method.teacher.weights:")
 
 
@@ -77,10 +78,10 @@ def claimed(config: RunConfig) -> Iterator[None]:
         run.mkdir(parents=True, exist_ok=True)
         with files.exclusive(run):
             try:
-                (run / PREEMPT_FILE).unlink(missing_ok=True)
+                forget_requests(run)
                 yield
             finally:
-                if is_new and not (run / CONFIG_FILE).exists():
+                if is_new and not any((run / name).exists() for name in (CONFIG_FILE, STATUS_FILE)):
                     shutil.rmtree(run)
 
 

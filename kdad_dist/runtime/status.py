@@ -9,7 +9,7 @@ from typing import Any
 
 from kdad_dist import files
 from kdad_dist.errors import Preempted
-from kdad_dist.runtime.rundir import CONFIG_FILE
+from kdad_dist.runtime.rundir import CONFIG_FILE, STATUS_FILE
 from kdad_dist.runtime.together import gathered, lost_peer
 
 
@@ -19,7 +19,7 @@ class Status:
     """
 
     def __init__(self, run: Path, steps: int, writes: bool) -> None:
-        self.path, self.steps, self.writes, self.step = run / "status.json", steps, writes, 0
+        self.path, self.steps, self.writes, self.step = run / STATUS_FILE, steps, writes, 0
 
     def write(self, state: str, reason: str | None = None) -> None:
         if not self.writes:
@@ -68,16 +68,26 @@ class Status:
 
 @contextmanager
 def building(run: Path, writes: bool) -> Iterator[None]:
-    """Records why a run cannot start, or go on, where its directory holds one already."""
+    """Records why a run cannot start, or go on, where its directory holds one already, and that
+    it was stopped before it could.
+    """
     try:
         yield
     except BaseException as error:
-        if (run / CONFIG_FILE).is_file():
-            before = last(run / "status.json")
-            status = Status(run, before.get("steps", 0), writes)
-            status.step = before.get("step", 0)
+        status = after(run, writes)
+        if isinstance(error, Preempted):
+            status.write("preempted", error.problem)
+        elif any((run / name).is_file() for name in (CONFIG_FILE, STATUS_FILE)):
             status.fail(error)
         raise
+
+
+def after(run: Path, writes: bool) -> Status:
+    """The status of a run that got no further than it last said."""
+    before = last(run / STATUS_FILE)
+    status = Status(run, before.get("steps", 0), writes)
+    status.step = before.get("step", 0)
+    return status
 
 
 def last(path: Path) -> dict[str, Any]:
