@@ -22,7 +22,9 @@ from PIL import Image
 from kdad_dist.config import RunConfig, load
 from kdad_dist.data.writer import pack
 from kdad_dist.runtime import session
-from kdad_dist.train import build, fit, take_step
+from kdad_dist.runtime.stopping import StopRequest
+from kdad_dist.train import fit, take_step
+from kdad_dist.train_build import build
 
 
 def make(folder: Path, images: int, steps: int) -> RunConfig:
@@ -58,7 +60,7 @@ def main() -> None:
         config.directory.mkdir()
         with session.start(config.train.precision) as here:
             for _ in range(options.rounds):
-                run = build(config, here)
+                run = build(config, here, StopRequest(config.directory))
                 run.method.train()
                 micros = next(iter(run.loader.steps(0, 1)))
                 take_step(run, micros, 0.1)

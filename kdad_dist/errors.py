@@ -56,7 +56,7 @@ class PeerLost(KdadError):
 
 
 class Preempted(KdadError):
-    """The run was asked to stop, saved a checkpoint, and wants to be started again."""
+    """It was asked to stop, kept what it had done, and wants to be started again."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: "try again"
     shared = True

@@ -101,13 +101,9 @@ class Part:
             return []
         seconds = (time.monotonic() - self.began) / world
         said = {"rows": self.rows, "timings": self.timings, "seconds": seconds}
-        arrays = {
-            "said": json.dumps(said).encode(),
-            "test": self.test.pack(),
-            "synthetic": self.synthetic.pack(),
-        }
+        content = json.dumps(said).encode(), self.test.pack(), self.synthetic.pack()
         file = io.BytesIO()
-        np.savez(file, **{name: np.frombuffer(data, np.uint8) for name, data in arrays.items()})
+        np.savez(file, *(np.frombuffer(data, np.uint8) for data in content))
         name = hashlib.sha256(file.getvalue()).hexdigest()
         files.write_bytes(partial / PARTS / name, file.getvalue())
         return [name]
@@ -146,7 +142,7 @@ def read(partial: Path, names: Iterable[str]) -> Iterator[Stored]:
         if hashlib.sha256(content).hexdigest() != name:
             raise DataError(f"{partial / PARTS / name} is damaged", "score again")
         with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            said, test, synthetic = (arrays[n].tobytes() for n in ("said", "test", "synthetic"))
+            said, test, synthetic = (arrays[f"arr_{i}"].tobytes() for i in range(3))
         found = json.loads(said)
         yield Stored(
             Evaluation.unpack(test),
@@ -185,6 +181,8 @@ def kept(partial: Path, work: dict[str, Any]) -> Kept:
             shutil.rmtree(folder, ignore_errors=True)
         files.write_json(file, work)
     parts.mkdir(exist_ok=True)
+    for unfinished in parts.glob(".*"):
+        unfinished.unlink()
     names: list[str] = []
     done: set[int] = set()
     seconds = 0.0

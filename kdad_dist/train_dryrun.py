@@ -31,7 +31,7 @@ from kdad_dist.runtime.rundir import refuse_changes
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.tracker import check_trackers
 from kdad_dist.schedule import learning_rate
-from kdad_dist.train import make, own_identity
+from kdad_dist.train_build import make, own_identity
 
 Facts = dict[str, Any]
 FLOAT = 4

@@ -97,7 +97,8 @@ class Rotation:
 
     def keeps(self, paths: list[Path]) -> set[Path]:
         """Of checkpoints, the oldest first."""
-        young = {p for p in paths if time.time() - p.stat().st_mtime < 3600 * self.hours}
+        oldest = time.time() - 3600 * self.hours
+        young = {p for p in paths if p.stat().st_mtime > oldest} if self.hours else set()
         return {*paths[-self.newest :], *young}
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,17 +207,36 @@ def test_a_student_is_not_read_as_another_one(folder, tmp_path, network, overrid
 
 
 def slowly() -> None:
-    """Lets a unit take half a second, and says in the run that the first has come."""
+    """Lets a unit take half a second, and counts in the run how many have begun."""
     from kdad_dist import detector
 
     judge = detector.judge
 
     def slow(*arguments):
-        Path(sys.argv[2], "began").touch()
+        with Path(sys.argv[2], "began").open("a") as file:
+            file.write(".")
         time.sleep(0.5)
         return judge(*arguments)
 
     detector.judge = slow
+
+
+def slowly_and_safely() -> None:
+    """As `slowly`, and keeps each unit when it is done."""
+    from kdad_dist import score
+
+    slowly()
+    score.SAVE_EVERY = 0.0
+
+
+def until(launched: Launched, condition: Callable[[], bool]) -> None:
+    while not condition():
+        assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
+        time.sleep(0.02)
+
+
+def began(run: Path, units: int) -> bool:
+    return (run / "began").is_file() and (run / "began").stat().st_size >= units
 
 
 @pytest.mark.parametrize(
@@ -233,15 +253,13 @@ def test_scoring_that_is_asked_to_stop_ends_on_every_process(folder, tmp_path, w
     (run / "scores").mkdir()
     (run / "scores/earlier").touch()
     words = {
-        "test split": [],
+        "test split": ["score.save_maps=npy"],
         "held-out images": ["score.standardise=true"],
         "new images": ["--images", folder / "images", "--out", out],
     }
     (run / "PREEMPT").touch()  # of an earlier command, and not a reason to stop
     launched = Launched(["score", run, *words[what]], 2, first=slowly)
-    while not (run / "began").exists():
-        assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
-        time.sleep(0.02)
+    until(launched, lambda: began(run, 5 if what == "test split" else 1))
     if ask == "PREEMPT":
         (run / ask).touch()
     else:
@@ -251,8 +269,59 @@ def test_scoring_that_is_asked_to_stop_ends_on_every_process(folder, tmp_path, w
     assert outcome.text.count("start the same command again") == 1
     assert "PREEMPT" in outcome.text or "received SIG" in outcome.text
     assert [path.name for path in (run / "scores").iterdir()] == ["earlier"]
-    assert not (run / "scores.partial").exists()
     assert not out.exists() and not out.with_name("out.partial").exists()
+    assert (run / "scores.partial").exists() == (what != "new images")
+    if what == "test split":
+        outcome = succeeds("score", run, *words[what], processes=3)
+        assert "going on: " in outcome.text
+        assert not (run / "scores.partial").exists()
+        stopped = results(run)
+        succeeds("score", run, *words[what])
+        assert stopped == results(run)
+
+
+def test_killed_scoring_goes_on_with_the_sound_parts_of_the_same_work(folder, tmp_path):
+    run = shutil.copytree(folder / "resnet", tmp_path / "run")
+    partial = run / "scores.partial"
+    words = [run, "score.save_maps=npy", "score.standardise=true"]
+    launched = Launched(["score", *words], 2, first=slowly_and_safely)
+    until(launched, lambda: len(list(partial.glob("parts/[!.]*"))) >= 5)
+    launched.kill()
+    launched.wait()
+    other = shutil.copytree(run, tmp_path / "other")
+    flipped, torn, *_ = partial.glob("parts/[!.]*")
+    content = bytearray(flipped.read_bytes())
+    content[len(content) // 2] ^= 4
+    flipped.write_bytes(content)
+    os.truncate(torn, 99)
+    torn.with_name(".left.tmp").touch()
+    outcome = succeeds("score", *words, processes=3)
+    assert "going on: " in outcome.text
+    assert outcome.text.count("its images are scored again") == 2
+    resumed = results(run)
+    assert {name.split("/")[1] for name in resumed if "/" in name} == {
+        *("scores.csv", "curves.json", "standard.safetensors", "examples", "maps")
+    }
+    succeeds("score", *words)
+    assert resumed == results(run)
+
+    outcome = succeeds("score", other, "score.save_maps=npy")
+    assert "is scored anew: it is of another score" in outcome.text
+    assert "going on" not in outcome.text
+
+
+def test_fewer_test_images_than_processes_are_scored(folder, tmp_path):
+    make_mvtec(tmp_path / "images", train=6, good=1, scratch=1)
+    shards = tmp_path / "few"
+    succeeds("pack", tmp_path / "images", shards, "--size", 32)
+    run = shutil.copytree(folder / "resnet", tmp_path / "run")
+    rows = []
+    for processes in (4, 1):
+        succeeds("score", run, "--shards", shards, "score.synthetic=false", processes=processes)
+        [file] = run.glob("scores-few-*/scores.csv")
+        rows.append(file.read_bytes())
+    assert rows[0] == rows[1]
+    assert len(rows[0].splitlines()) == 1 + 2
 
 
 def test_the_last_checkpoint_is_scored_beside_the_best(folder):

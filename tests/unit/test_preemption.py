@@ -1,10 +1,13 @@
 import os
 import signal
+import time
 
 import pytest
 import torch
 
-from kdad_dist.runtime.preemption import Agreement, StopRequest, Verdict
+from kdad_dist.errors import Preempted
+from kdad_dist.runtime.preemption import Agreement, Verdict
+from kdad_dist.runtime.stopping import LOOK_EVERY, Stop, StopRequest, forget_requests
 
 CPU = torch.device("cpu")
 
@@ -34,32 +37,55 @@ def test_wishes_to_stop_and_to_save_come_back_one_check_later():
     assert agreement.check(4, stop=False, save=False) == Verdict(None, stop=True, save=True)
 
 
-def test_a_signal_a_file_and_the_clock_each_ask_to_stop(tmp_path):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1)}
-    try:
-        for number in before:
-            stop = StopRequest(tmp_path)
-            assert stop.poll() is None
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_asks_to_stop_and_only_where_it_is_heeded(tmp_path, number):
+    before = signal.getsignal(number)
+    with StopRequest(tmp_path).heeded() as stop:
+        assert stop.poll() is None
+        for _ in range(3):
             os.kill(os.getpid(), number)
-            assert signal.Signals(number).name in (stop.poll() or "")
-        assert "max_time" in (StopRequest(tmp_path, max_minutes=0).poll() or "")
-        (tmp_path / "PREEMPT").touch()
-        assert "PREEMPT" in (StopRequest(tmp_path).poll() or "")
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        assert signal.Signals(number).name in (stop.poll() or "")
+    assert signal.getsignal(number) is before
+
+
+def test_a_file_and_the_clock_ask_to_stop(tmp_path):
+    assert "max_time" in (StopRequest(tmp_path, max_minutes=0).poll() or "")
+    (tmp_path / "PREEMPT").touch()
+    assert f"found {tmp_path / 'PREEMPT'}" == StopRequest(tmp_path).poll()
+
+
+def test_the_disk_is_not_looked_at_every_time(tmp_path):
+    stop = StopRequest(tmp_path)
+    assert stop.poll() is None
+    (tmp_path / "PREEMPT").touch()
+    assert stop.poll() is None
+    time.sleep(LOOK_EVERY)
+    assert stop.poll()
+
+
+def test_what_one_process_is_asked_reaches_another_between_two_pieces_of_its_work(tmp_path):
+    asked, other = (Stop(StopRequest(tmp_path), tmp_path, "work", "goes on") for _ in range(2))
+    asked.request.reason = "received SIGTERM"
+    with pytest.raises(Preempted, match="work stopped before it was done: received SIGTERM"):
+        asked.check()
+    with pytest.raises(Preempted, match="received SIGTERM"):
+        other.check()
+    other.over = True
+    other.check()
+
+
+def test_a_request_of_an_earlier_command_is_forgotten(tmp_path):
+    for name in ("PREEMPT", "stopped.txt"):
+        (tmp_path / name).touch()
+    forget_requests(tmp_path)
+    Stop(StopRequest(tmp_path), tmp_path, "work", "goes on").check()
 
 
 def test_the_first_ctrl_c_asks_to_stop_and_the_second_ends_at_once(tmp_path):
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
-    try:
-        stop = StopRequest(tmp_path)
-        with stop.heeding_interrupts():
+    before, stop = signal.getsignal(signal.SIGINT), StopRequest(tmp_path)
+    with stop.heeding_interrupts():
+        os.kill(os.getpid(), signal.SIGINT)
+        assert "SIGINT" in (stop.poll() or "")
+        with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-            assert "SIGINT" in (stop.poll() or "")
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    assert signal.getsignal(signal.SIGINT) is before
