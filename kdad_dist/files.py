@@ -56,6 +56,14 @@ def writing(directory: Path) -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """Waits until no other process is between reading a file and writing it again."""
+    with open(path.with_name(f".{path.name}.lock"), "a", encoding="utf-8") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 LOCK = ".lock"
 
 

@@ -37,8 +37,11 @@ class Status:
 
     def progress(self) -> None:
         """Notes the step, unless another process has noted a failure meanwhile."""
-        if last(self.path).get("state") != "failed":
-            self.write("running")
+        if not self.writes:
+            return
+        with files.in_turn(self.path):
+            if last(self.path).get("state") != "failed":
+                self.write("running")
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
@@ -62,7 +65,8 @@ class Status:
         self.writes = True
         interrupted = isinstance(error, KeyboardInterrupt)
         reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
-        with suppress(OSError):  # the disk may be full, which must not hide the error itself
+        # The disk may be full, which must not hide the error itself.
+        with suppress(OSError), files.in_turn(self.path):
             self.write("failed", reason)
 
 

@@ -4,10 +4,12 @@ import json
 import os
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from kdad_dist.errors import CheckpointError, DataError, Preempted
+from kdad_dist.runtime import status
 from kdad_dist.runtime.status import Status, building
 
 
@@ -47,7 +49,7 @@ def test_a_full_disk_does_not_hide_the_error_that_it_caused(tmp_path, monkeypatc
     ):
         monkeypatch.setattr(os, "fsync", full)
         raise CheckpointError("the checkpoint cannot be written", "make room")
-    assert not list(tmp_path.glob(".*"))
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def fail_to_build(run: Path) -> None:
@@ -83,3 +85,21 @@ def test_what_another_process_died_of_is_not_overwritten(tmp_path):
         )
     assert state(tmp_path)[0] == "failed"
     assert "image 3 is damaged" in state(tmp_path)[1]
+
+
+def test_a_failure_noted_while_the_step_is_noted_stays(tmp_path, monkeypatch):
+    main, other = Status(tmp_path, 9, writes=True), Status(tmp_path, 9, writes=False)
+    failing = Thread(target=other.fail, args=[DataError("image 3 is damaged", "pack again")])
+    read = status.last
+
+    def read_and_dawdle(path: Path) -> dict:
+        found = read(path)
+        failing.start()
+        failing.join(0.3)
+        return found
+
+    main.write("running")
+    monkeypatch.setattr(status, "last", read_and_dawdle)
+    main.progress()
+    failing.join()
+    assert "image 3 is damaged" in (state(tmp_path)[1] or "")
