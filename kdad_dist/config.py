@@ -22,6 +22,7 @@ from kdad_dist.config_types import (
     CHECKED,
     NO,
     Fraction,
+    Name,
     NonNegative,
     NonNegativeFloat,
     Positive,
@@ -49,8 +50,8 @@ class DataConfig:
     """Folder, or http address, that `kdad pack` wrote."""
     category: str | list[str] = "all"
     """One category, several, or "all": one model is trained on all of them together."""
-    normal_class: str | None = None
-    """For shards packed from a folder of classes: the class that counts as normal."""
+    normal_class: Name | None = None
+    """For shards of classes (a folder of them, CIFAR-10, MNIST): the one that counts as normal."""
     image_size: Positive = 256
     """Side of the square that the networks see, in pixels."""
     val_fraction: Fraction = 0.2

@@ -12,3 +12,5 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 # YAML 1.1 reads an unquoted `no` as false.
 NO = BeforeValidator(lambda v: "no" if v is False else v)
+# A class may be called 3, which YAML reads as a number.
+Name = Annotated[str, BeforeValidator(lambda v: str(v) if type(v) is int else v)]

@@ -4,6 +4,7 @@
 are written by `data.writer` and normatively described in `shards/README.md`. No torch here.
 """
 
+import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -155,9 +156,11 @@ class Index:
             return samples
         if normal_class not in classes:
             found = "missing" if normal_class is None else f"{normal_class!r}, which is unknown"
+            near = difflib.get_close_matches(normal_class or "", classes, n=1)
+            hint = f"did you mean {near[0]}? " if near else ""
             raise ConfigError(
                 f"data.normal_class is {found}: {self.root} holds classes, of which one is normal",
-                f"choose from: {', '.join(classes)}",
+                f"{hint}choose from: {', '.join(classes)}",
             )
         return [
             replace(sample, gt_label=0, defect_type=None)

@@ -1,7 +1,8 @@
 """What a folder of images means: which file is normal, which is defective, which mask is whose.
 
 The four layouts are described in `shards/README.md`. `scan` tells them apart by the names of
-folders alone and opens no image. Images and masks are paired by their names, never by their order.
+folders and files alone and opens no image, but for files that hold many. Images and masks are
+paired by their names, never by their order.
 """
 
 import os
@@ -9,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+from kdad_dist.data.bundles import find_bundle, read_bundle
 from kdad_dist.data.image import EXTENSIONS
 from kdad_dist.data.index import Split, held_out_keys
 from kdad_dist.data.records import (
@@ -33,7 +35,8 @@ LOOKED_FOR: Mapping[Layout, str] = {
     "mvtec": "train/good (mvtec)",
     "visa": f"split_csv/1cls.csv or another .csv with the columns {','.join(COLUMNS)} (visa)",
     "folder": "a folder named good (folder)",
-    "classes": "two or more folders of images, in train/ or directly (classes)",
+    "classes": "two or more folders of images, in train/ or directly, or the files of CIFAR-10, "
+    "MNIST or Fashion-MNIST (classes)",
 }
 
 
@@ -108,7 +111,13 @@ def _reason(root: Path, layout: Layout) -> str | None:
         return None
     classes = [f.name for f in folders(top) if any(is_image(path.name) for path in f.iterdir())]
     names = f"{classes[0]} and {classes[1]}" if len(classes) > 1 else None
-    return names and f"the folders {names} in {top.name} hold images"
+    reason = names and f"the folders {names} in {top.name} hold images"
+    if not (bundle := find_bundle(root)):
+        return reason
+    folder, kind, file = bundle
+    if reason:
+        raise DataError(f"{root} holds {file} of {kind}, but {reason}", "part the two")
+    return f"{folder.name} holds {file} of {kind}"
 
 
 def _kind(folder: Path) -> Layout | None:
@@ -187,12 +196,15 @@ def _finish_category(result: Scan, folder: Path, masks: Masks, known: set[str]) 
 
 
 def _read_classes(result: Scan, categories: Sequence[str] | None) -> None:
-    """`<split>/<class>/*`, or `<class>/*`, which is all training data.
+    """`<split>/<class>/*`, or `<class>/*`, which is all training data, or files of many images.
 
     Where there is no test/, val/ is the test split, as in ImageNet.
     """
     root, tops = result.root, {Split.TRAIN: result.root}
     choose([root.name], categories, root)
+    if bundle := find_bundle(root):
+        read_bundle(result, *bundle[:2])
+        return
     if (root / "train").is_dir():
         tops[Split.TRAIN] = root / "train"
         held = [root / name for name in ("test", "val") if (root / name).is_dir()]
@@ -202,7 +214,10 @@ def _read_classes(result: Scan, categories: Sequence[str] | None) -> None:
         result.unused += [inner for inner in others if any(images(inner))]
     for split, top in tops.items():
         for inner in folders(top):
-            for path in images(inner):
+            found = list(images(inner))
+            if not found and top != root:  # directly in ROOT, a folder need not be a class
+                result.faults.append((inner, "is a class with no images"))
+            for path in found:
                 key = key_of(root, path)
                 result.records.append(Record(key, path, split, root.name, inner.name))
 

@@ -1,4 +1,4 @@
-"""Which images share a shard: arithmetic on records and file sizes, the same on every machine."""
+"""Which images share a shard: arithmetic on records and sizes, the same on every machine."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -39,7 +39,7 @@ def partition(records: Sequence[Record], size: int, samples: int | None) -> Iter
     for (category, split), group in groupby(records, lambda r: (r.category, r.split)):
         rows = sorted(group, key=lambda r: hashlib.sha256(r.key.encode()).digest())
         # PNG takes about half of the raw bytes of a photograph.
-        each = size**2 * 3 // 2 or sum(r.path.stat().st_size for r in rows) // len(rows) + 1
+        each = size**2 * 3 // 2 or sum(r.bytes for r in rows) // len(rows) + 1
         count = samples or max(min(SAMPLES[1], SHARD_BYTES // each), 1)
         if samples is None:
             count = min(count, max(SAMPLES[0], -(-len(rows) // READERS)))

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from kdad_dist.data.index import Split
 from kdad_dist.errors import UsageError
 
@@ -20,7 +23,7 @@ REFUSED = {".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".ppm", ".
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One image file and what its place says of it."""
+    """One image and what its place says of it."""
 
     key: str
     """Unique and readable: the path from the category on, without suffix, escaped."""
@@ -31,6 +34,22 @@ class Record:
     defect_type: str | None = None
     gt_label: int | None = None
     mask: Path | None = None
+    pixels: NDArray[np.uint8] | None = field(default=None, compare=False, repr=False)
+    """(h, w) or (h, w, 3), where the file at `path` holds many images; else it is this one."""
+
+    @property
+    def bytes(self) -> int:
+        """About what the image takes as it is."""
+        return self.path.stat().st_size if self.pixels is None else self.pixels.nbytes
+
+
+class Unusable(Exception):
+    """A file that cannot be used, with the reason as a clause: "has no mask"."""
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        self.reason = reason
 
 
 @dataclass

@@ -125,7 +125,7 @@ def source_of(records: Sequence[Record]) -> str:
     """Hash of the files behind the records and of what is known of them."""
     digest = hashlib.sha256()
     for record in records:
-        digest.update(_source_line(record, _read(record.path), _read(record.mask)))
+        digest.update(_source_line(record, *_contents(record)))
     return digest.hexdigest()
 
 
@@ -136,7 +136,7 @@ def _fill(
     digest, kept, skipped = hashlib.sha256(), [], []
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for record in plan.records:
-            image, mask = _read(record.path), _read(record.mask)
+            image, mask = _contents(record)
             digest.update(_source_line(record, image, mask))
             try:
                 members = _encode(record, image, mask, options)
@@ -167,13 +167,17 @@ def _encode(record: Record, image: Content, mask: Content, options: Options) -> 
                 f"{path} cannot be read: {content.strerror}", "make it readable, or leave it out"
             )
     assert isinstance(image, bytes)
-    picture, ext = load_image(image, str(record.path))
+    if record.pixels is None:
+        picture, ext = load_image(image, str(record.path))
+    else:
+        picture, ext = Image.fromarray(record.pixels), "png"
     width, height = picture.size
     if options.size:
         try:
             picture = resized(picture, options.size, options.mode)
         except DataError as error:
             raise DataError(f"{record.path}: {error.problem}", error.remedy) from None
+    if options.size or record.pixels is not None:
         image, ext = _png(picture), "png"
     members = {ext: image}
     if isinstance(mask, bytes):
@@ -256,6 +260,12 @@ def facts(sample: Record | Sample) -> dict[str, str | int | None]:
         "defect_type": sample.defect_type,
         "gt_label": sample.gt_label,
     }
+
+
+def _contents(record: Record) -> tuple[Content, Content]:
+    """The bytes of the image (bare pixels, where it has no file of its own) and of the mask."""
+    image = _read(record.path) if record.pixels is None else record.pixels.tobytes()
+    return image, _read(record.mask)
 
 
 def _read(path: Path | None) -> Content:

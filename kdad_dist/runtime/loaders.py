@@ -64,6 +64,12 @@ def choose(config: RunConfig, index: Index, method: Method) -> tuple[list[Sample
         index.select(split, data.category, data.normal_class, data.val_fraction)
         for split in (Split.TRAIN, Split.VAL)
     )
+    if not train and data.normal_class:
+        held = {s.class_name for s in index.samples if s.split is Split.TRAIN and s.class_name}
+        raise DataError(
+            f"{data.shards} holds no training image of the class {data.normal_class}",
+            f"choose one that has some: {', '.join(sorted(held)) or 'there is none'}",
+        )
     if not train:
         raise DataError(
             f"{data.shards} holds no normal training image of category {data.category}",

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from tests.bundles import make_mnist
 from tests.helpers import make_mvtec, save_image, texture
 from tests.kdad import kdad, succeeds
 
@@ -125,6 +126,28 @@ def test_one_class_is_normal_and_the_others_are_not(config, tmp_path):
     assert category["image_auroc"] is not None
     assert category["pixel_auroc"] is None
     assert "mask" in category["notes"]["pixel_auroc"]
+
+
+def test_a_digit_of_mnist_is_normal_and_the_others_are_not(config, tmp_path):
+    root = make_mnist(
+        tmp_path / "mnist", train=(3,) * 8 + (5, 0), test=(3, 5, 3, 0, 5, 7), suffix=".gz"
+    )
+    succeeds("pack", root, tmp_path / "shards", "--size", 32)
+    words = ["train", config, f"data.shards={tmp_path / 'shards'}", "data.category=mnist"]
+    run = tmp_path / "run"
+    for wrong, code, answer in (
+        ("13", 2, "choose from: 0, 3, 5, 7"),
+        ("7", 1, "no training image of the class 7"),
+        ("[3]", 2, "data.normal_class"),
+    ):
+        refused = kdad(*words, f"data.normal_class={wrong}", f"output={tmp_path / 'no'}")
+        assert refused.codes == [code]
+        assert answer in refused.text
+    succeeds(*words, "data.normal_class=3", f"output={run}")
+    succeeds("score", run)
+    [category] = json.loads((run / "metrics.json").read_text())["categories"].values()
+    assert set(category["defect_types"]) == {"0", "5", "7"}
+    assert category["image_auroc"] is not None
 
 
 def test_a_training_starts_from_an_export(config):
