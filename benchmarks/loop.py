@@ -1,83 +1,119 @@
-"""What the training loop costs beside the step itself: `fit` against its own bare step.
+"""What the training loop costs beside the step itself: `fit`, a bare accelerate loop, a bare step.
 
-    python benchmarks/loop.py [--steps 40] [--rounds 3]
+    python benchmarks/loop.py [--method stfpm] [--steps 12] [--rounds 5]
 
 The bare step is forward, backward and update of one batch that is already in memory, again and
-again; `fit` reads, checks, logs and counts around the same step. They take turns in one process, so
-that other work on the machine disturbs both alike. Prints the ratio of the best times.
+again. The accelerate loop is what its documentation shows: a prepared DataLoader over images in
+memory, `backward`, clipping, `step`, and the loss read every ten steps. `fit` reads, checks, logs,
+counts, watches for stop requests and saves at the end. All three train the same network with the
+same optimizer, and take turns in one process, so that other work on the machine disturbs them
+alike. Prints medians, and the median over the rounds of the ratios within a round.
 """
 
 import argparse
+import math
+import shutil
 import tempfile
 import time
 from contextlib import redirect_stderr
 from io import StringIO
 from pathlib import Path
+from statistics import median
 
-import numpy as np
 import torch
-import yaml
-from PIL import Image
+from launched import SIZES, machine, noise, settings
+from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
 
-from kdad_dist.config import RunConfig, load
-from kdad_dist.data.writer import pack
+from kdad_dist.config import RunConfig
+from kdad_dist.methods import build_method
 from kdad_dist.runtime import session
-from kdad_dist.runtime.stopping import StopRequest
-from kdad_dist.train import fit, take_step
-from kdad_dist.train_build import build
+from kdad_dist.runtime.optimizer import build_optimizer
+from kdad_dist.runtime.session import Session
+from kdad_dist.train import Run, build, fit, take_step
+from kdad_dist.types import Batch
 
 
-def make(folder: Path, images: int, steps: int) -> RunConfig:
-    rng = np.random.default_rng(0)
-    for split, count in (("train", images), ("test", 2)):
-        place = folder / f"images/box/{split}/good"
-        place.mkdir(parents=True)
-        for i in range(count):
-            pixels = rng.integers(0, 255, (256, 256, 3), dtype=np.uint8)
-            Image.fromarray(pixels).save(place / f"{i}.png")
-    pack(folder / "images", folder / "shards")
-    text = {
-        "name": "loop",
-        "output": str(folder / "run"),
-        "data": {"shards": str(folder / "shards"), "val_fraction": 0},
-        "method": {"teacher": {"weights": "random"}},
-        "optim": {"name": "sgd", "lr": 0.1},
-        "train": {"steps": steps, "batch_size": 32, "precision": "bf16"},
-        "checkpoint": {"every_minutes": None},
-    }
-    (folder / "loop.yaml").write_text(yaml.safe_dump(text))
-    return load(folder / "loop.yaml")
+def bare_steps(run: Run, steps: int) -> None:
+    run.method.train()
+    [micros] = run.loader.steps(0, 1)
+    for _ in range(steps):
+        take_step(run, micros, 1e-3)
+
+
+def accelerate_loop(config: RunConfig, here: Session, pixels: Tensor, steps: int) -> float:
+    """Seconds of so many steps."""
+    accelerator, method = here.accelerator, build_method(config)
+    method.to(here.device, memory_format=torch.channels_last).train()  # pyright: ignore
+    data = TensorDataset(pixels, torch.arange(len(pixels)))
+    loader = DataLoader(data, config.train.batch_size, shuffle=True)
+    optimizer = build_optimizer(config, method.student)
+    method.student, optimizer, loader = accelerator.prepare(method.student, optimizer, loader)
+    done, start = 0, time.perf_counter()
+    while done < steps:
+        for image, row in loader:
+            image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
+            with accelerator.autocast():
+                loss = method(Batch(image, row, row))["loss"].mean()
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(method.student.parameters(), math.inf)
+            optimizer.step()
+            optimizer.zero_grad()
+            done += 1
+            if done % 10 == 0:
+                loss.item()
+            if done == steps:
+                break
+    wait(here)
+    return time.perf_counter() - start
+
+
+def wait(here: Session) -> None:
+    if here.device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def one_round(config: RunConfig, here: Session, pixels: Tensor, steps: int) -> dict[str, float]:
+    """Seconds of each way."""
+    run = build(config, here)
+    bare_steps(run, 1)
+    start = time.perf_counter()
+    bare_steps(run, steps)
+    wait(here)
+    found = {"bare step": time.perf_counter() - start}
+    found["accelerate loop"] = accelerate_loop(config, here, pixels, steps)
+    start = time.perf_counter()
+    fit(run)
+    found["fit"] = time.perf_counter() - start
+    shutil.rmtree(config.directory)
+    config.directory.mkdir()
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--method", default="stfpm", choices=SIZES)
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    best = {"bare step": float("inf"), "fit": float("inf")}
+    side = SIZES[options.method]
     with tempfile.TemporaryDirectory() as name, redirect_stderr(StringIO()):
-        config = make(Path(name), 64, options.steps)
+        folder = Path(name)
+        train = {"steps": options.steps, "precision": "bf16", "log_every": 10}
+        config = settings(folder, noise(folder, 64), options.method, **train)
         config.directory.mkdir()
-        with session.start(config.train.precision) as here:
-            for _ in range(options.rounds):
-                run = build(config, here, StopRequest(config.directory))
-                run.method.train()
-                micros = next(iter(run.loader.steps(0, 1)))
-                take_step(run, micros, 0.1)
-                start = time.perf_counter()
-                for _ in range(options.steps):
-                    take_step(run, micros, 0.1)
-                if here.device.type == "cuda":
-                    torch.cuda.synchronize()
-                best["bare step"] = min(best["bare step"], time.perf_counter() - start)
-                start = time.perf_counter()
-                fit(run)
-                best["fit"] = min(best["fit"], time.perf_counter() - start)
-                for file in sorted(config.directory.rglob("*"), reverse=True):
-                    file.rmdir() if file.is_dir() else file.unlink()
-    for kind, seconds in best.items():
-        print(f"{kind:10} {32 * options.steps / seconds:8.1f} images/s")
-    print(f"the loop adds {100 * (best['fit'] / best['bare step'] - 1):.1f} %")
+        pixels = torch.randint(0, 255, (64, 3, side, side), dtype=torch.uint8)
+        with session.start(config.train.precision, trains=True) as here:
+            rounds = [
+                one_round(config, here, pixels, options.steps) for _ in range(options.rounds)
+            ]
+    print(machine())
+    for way in rounds[0]:
+        seconds = median(found[way] for found in rounds)
+        print(f"{way:16} {32 * options.steps / seconds:8.1f} images/s")
+    for way in ("accelerate loop", "bare step"):
+        more = median(found["fit"] / found[way] for found in rounds) - 1
+        print(f"fit takes {100 * more:+.1f} % of the time of the {way} more")
 
 
 if __name__ == "__main__":

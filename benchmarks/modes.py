@@ -1,0 +1,78 @@
+"""Images per second and peak memory of training in each mode of a launch.
+
+    python benchmarks/modes.py [--method large] [--batch 32] [--steps 20] [--processes 1]
+    KDAD_DEVICE=cpu python benchmarks/modes.py --method tiny --batch 8 --steps 4 --processes 2
+
+DDP, FSDP2, ZeRO-2 and ZeRO-3, on the GPUs of this machine (NCCL), or on its CPU. Each mode is a
+launch of its own; the batch is in memory, bfloat16, and the median step counts.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import torch
+from launched import METHODS, answer_of, machine, noise, settings
+from scaling import seconds
+
+from kdad_dist.runtime import session
+from kdad_dist.runtime.account import memory, peak_memory, readable
+from kdad_dist.train import build, take_step
+
+MODES = {"ddp": "multi_gpu", "fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
+"""By what KDAD_MODE calls them."""
+
+
+def work(method: str, folder: Path, batch: int, steps: int) -> None:
+    """Of one of the launched processes."""
+    train = {"steps": 1, "batch_size": batch, "precision": "bf16"}
+    config = settings(folder, folder / "shards", method, **train)
+    with session.start("bf16", trains=True) as here:
+        run = build(config, here)
+        run.method.train()
+        [micros] = run.loader.steps(0, 1)
+        step = seconds(lambda: take_step(run, micros, 1e-3), here, steps)
+        held = memory(config, run.method, here.mode, here.world)
+        facts = {"mode": here.mode, "step": step, "peak": peak_memory(here.device)}
+        facts |= {"device": here.device.type, "state": held.total}
+    if here.is_main:
+        print(json.dumps(facts))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--method", default="large", choices=METHODS)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.work:
+        work(options.method, Path(options.work), options.batch, options.steps)
+        return
+    on_cpu = os.environ.get("KDAD_DEVICE") == "cpu" or not torch.cuda.is_available()
+    if on_cpu:
+        os.environ["KDAD_DEVICE"] = "cpu"
+    print(machine())
+    print("| mode | processes | images/s | peak memory of a process |\n|" + 4 * "---|")
+    with tempfile.TemporaryDirectory() as name:
+        noise(Path(name), options.batch)
+        for mode in options.modes:
+            launched = "cpu" if on_cpu and mode == "ddp" else MODES[mode]
+            words = [sys.argv[0], "--work", name, "--method", options.method]
+            words += ["--batch", str(options.batch), "--steps", str(options.steps)]
+            found = answer_of(words, launched, options.processes)
+            assert found["mode"] == mode, found
+            print(
+                f"| {mode} | {options.processes} | {options.batch / found['step']:.1f} "
+                f"| {readable(found['peak'])} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
