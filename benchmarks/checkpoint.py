@@ -76,9 +76,7 @@ def measure(config: RunConfig, here: Session, folder: Path, rounds: int) -> dict
             save(step)
             found[name].append(time.perf_counter() - start)
             background.wait()
-    return {
-        name: [median(found[name][1:]), written(path)] for name, (_, path) in ways.items()
-    }
+    return {name: [median(found[name][1:]), written(path)] for name, (_, path) in ways.items()}
 
 
 def written(path: Path) -> int:

@@ -2,9 +2,9 @@
 
     python benchmarks/launch.py [--rounds 3] [--processes 1 2]
 
-`launch/train.sh` against a bare accelerate script under `accelerate launch`: the same networks, loss
-and optimizer, the images read from a folder by a DataLoader. Ours is timed cold (images are decoded
-into a new cache) and warm (the cache is there). What is noted is when the first line of
+`launch/train.sh` against a bare accelerate script under `accelerate launch`: the same networks,
+loss and optimizer, the images read from a folder by a DataLoader. Ours is timed cold (images are
+decoded into a new cache) and warm (the cache is there). What is noted is when the first line of
 `metrics.jsonl` appears, or the script's word. The ways take turns; medians.
 """
 

@@ -104,9 +104,7 @@ def main() -> None:
         config.directory.mkdir()
         pixels = torch.randint(0, 255, (64, 3, side, side), dtype=torch.uint8)
         with session.start(config.train.precision, trains=True) as here:
-            rounds = [
-                one_round(config, here, pixels, options.steps) for _ in range(options.rounds)
-            ]
+            rounds = [one_round(config, here, pixels, options.steps) for _ in range(options.rounds)]
     print(machine())
     for way in rounds[0]:
         seconds = median(found[way] for found in rounds)

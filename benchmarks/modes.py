@@ -19,7 +19,7 @@ from launched import METHODS, answer_of, machine, noise, settings
 from scaling import seconds
 
 from kdad_dist.runtime import session
-from kdad_dist.runtime.account import memory, peak_memory, readable
+from kdad_dist.runtime.account import peak_memory, readable
 from kdad_dist.train import build, take_step
 
 MODES = {"ddp": "multi_gpu", "fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
@@ -35,9 +35,7 @@ def work(method: str, folder: Path, batch: int, steps: int) -> None:
         run.method.train()
         [micros] = run.loader.steps(0, 1)
         step = seconds(lambda: take_step(run, micros, 1e-3), here, steps)
-        held = memory(config, run.method, here.mode, here.world)
         facts = {"mode": here.mode, "step": step, "peak": peak_memory(here.device)}
-        facts |= {"device": here.device.type, "state": held.total}
     if here.is_main:
         print(json.dumps(facts))
 
