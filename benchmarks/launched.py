@@ -15,6 +15,9 @@ from PIL import Image
 from kdad_dist.config import RunConfig, load
 from kdad_dist.data.writer import pack
 from kdad_dist.runtime.environment import describe
+from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.stopping import StopRequest
+from kdad_dist.train_build import Run, build
 
 REPOSITORY = Path(__file__).parent.parent
 RANDOM = {"weights": "random", "freeze_random": True}
@@ -59,6 +62,11 @@ def configure(folder: Path, shards: Path, method: str, **train: Any) -> Path:
 
 def settings(folder: Path, shards: Path, method: str, **train: Any) -> RunConfig:
     return load(configure(folder, shards, method, **train))
+
+
+def assembled(config: RunConfig, here: Session) -> Run:
+    """The training of a configuration, ready to take steps."""
+    return build(config, here, StopRequest(config.directory))
 
 
 def command(words: list[str], mode: str = "cpu", processes: int = 1) -> dict[str, Any]:

@@ -15,13 +15,15 @@ import math
 import shutil
 import tempfile
 import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stderr
 from io import StringIO
+from itertools import islice
 from pathlib import Path
 from statistics import median
 
 import torch
-from launched import SIZES, machine, noise, settings
+from launched import SIZES, assembled, machine, noise, settings
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -30,7 +32,8 @@ from kdad_dist.methods import build_method
 from kdad_dist.runtime import session
 from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.session import Session
-from kdad_dist.train import Run, build, fit, take_step
+from kdad_dist.train import fit, take_step
+from kdad_dist.train_build import Run
 from kdad_dist.types import Batch
 
 
@@ -49,23 +52,25 @@ def accelerate_loop(config: RunConfig, here: Session, pixels: Tensor, steps: int
     loader = DataLoader(data, config.train.batch_size, shuffle=True)
     optimizer = build_optimizer(config, method.student)
     method.student, optimizer, loader = accelerator.prepare(method.student, optimizer, loader)
-    done, start = 0, time.perf_counter()
-    while done < steps:
-        for image, row in loader:
-            image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
-            with accelerator.autocast():
-                loss = method(Batch(image, row, row))["loss"].mean()
-            accelerator.backward(loss)
-            accelerator.clip_grad_norm_(method.student.parameters(), math.inf)
-            optimizer.step()
-            optimizer.zero_grad()
-            done += 1
-            if done % 10 == 0:
-                loss.item()
-            if done == steps:
-                break
+    start = time.perf_counter()
+    for step, (image, row) in enumerate(islice(endless(loader), steps)):
+        image = image.float().div_(255).contiguous(memory_format=torch.channels_last)
+        with accelerator.autocast():
+            loss = method(Batch(image, row, row))["loss"].mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(method.student.parameters(), math.inf)
+        optimizer.step()
+        optimizer.zero_grad()
+        if step % 10 == 0:
+            loss.item()
     wait(here)
     return time.perf_counter() - start
+
+
+def endless(loader: Iterable) -> Iterator:
+    """The loader's batches, epoch after epoch."""
+    while True:
+        yield from loader
 
 
 def wait(here: Session) -> None:
@@ -73,18 +78,25 @@ def wait(here: Session) -> None:
         torch.cuda.synchronize()
 
 
-def one_round(config: RunConfig, here: Session, pixels: Tensor, steps: int) -> dict[str, float]:
-    """Seconds of each way."""
-    run = build(config, here)
-    bare_steps(run, 1)
+def timed(work: Callable[[], None], here: Session) -> float:
     start = time.perf_counter()
-    bare_steps(run, steps)
+    work()
     wait(here)
-    found = {"bare step": time.perf_counter() - start}
-    found["accelerate loop"] = accelerate_loop(config, here, pixels, steps)
-    start = time.perf_counter()
-    fit(run)
-    found["fit"] = time.perf_counter() - start
+    return time.perf_counter() - start
+
+
+def one_round(config: RunConfig, here: Session, pixels: Tensor, number: int) -> dict[str, float]:
+    """Seconds of each way; another one begins in each round."""
+    run = assembled(config, here)
+    steps = run.steps
+    bare_steps(run, 2)
+    ways = [
+        ("bare step", lambda: timed(lambda: bare_steps(run, steps), here)),
+        ("accelerate loop", lambda: accelerate_loop(config, here, pixels, steps)),
+        ("fit", lambda: timed(lambda: fit(run), here)),
+    ]
+    first = number % len(ways)
+    found = {name: way() for name, way in [*ways[first:], *ways[:first]]}
     shutil.rmtree(config.directory)
     config.directory.mkdir()
     return found
@@ -104,9 +116,9 @@ def main() -> None:
         config.directory.mkdir()
         pixels = torch.randint(0, 255, (64, 3, side, side), dtype=torch.uint8)
         with session.start(config.train.precision, trains=True) as here:
-            rounds = [one_round(config, here, pixels, options.steps) for _ in range(options.rounds)]
+            rounds = [one_round(config, here, pixels, number) for number in range(options.rounds)]
     print(machine())
-    for way in rounds[0]:
+    for way in sorted(rounds[0]):
         seconds = median(found[way] for found in rounds)
         print(f"{way:16} {32 * options.steps / seconds:8.1f} images/s")
     for way in ("accelerate loop", "bare step"):

@@ -15,12 +15,12 @@ import tempfile
 from pathlib import Path
 
 import torch
-from launched import METHODS, answer_of, machine, noise, settings
+from launched import METHODS, answer_of, assembled, machine, noise, settings
 from scaling import seconds
 
 from kdad_dist.runtime import session
 from kdad_dist.runtime.account import peak_memory, readable
-from kdad_dist.train import build, take_step
+from kdad_dist.train import take_step
 
 MODES = {"ddp": "multi_gpu", "fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3"}
 """By what KDAD_MODE calls them."""
@@ -31,7 +31,7 @@ def work(method: str, folder: Path, batch: int, steps: int) -> None:
     train = {"steps": 1, "batch_size": batch, "precision": "bf16"}
     config = settings(folder, folder / "shards", method, **train)
     with session.start("bf16", trains=True) as here:
-        run = build(config, here)
+        run = assembled(config, here)
         run.method.train()
         [micros] = run.loader.steps(0, 1)
         step = seconds(lambda: take_step(run, micros, 1e-3), here, steps)

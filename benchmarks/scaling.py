@@ -18,12 +18,12 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
-from launched import answer_of, machine, noise, settings
+from launched import answer_of, assembled, machine, noise, settings
 
 from kdad_dist.runtime import session
 from kdad_dist.runtime.account import peak_memory, readable, trained_bytes
 from kdad_dist.runtime.session import Session
-from kdad_dist.train import build, take_step
+from kdad_dist.train import take_step
 
 BATCH = {"stfpm": 16, "large": 2, "small": 8, "tiny": 16}
 
@@ -47,7 +47,7 @@ def work(method: str, folder: Path, steps: int) -> None:
     train = {"steps": 1, "batch_size": BATCH[method], "precision": "bf16"}
     config = settings(folder, folder / "shards", method, **train)
     with session.start("bf16", trains=True) as here:
-        run = build(config, here)
+        run = assembled(config, here)
         run.method.train()
         [micros] = run.loader.steps(0, 1)
         gradient = trained_bytes(run.method)
