@@ -116,7 +116,7 @@ class TrainConfig:
     max_time: PositiveFloat | None = None
     """Minutes after which the run saves, stops, and asks to be started again (exit code 75)."""
     init_from: str | None = None
-    """A safetensors export whose weights the student starts from."""
+    """A checkpoint's directory, or an exported file, whose weights the student starts from."""
     changed_config: Literal["refuse", "accept"] = "refuse"
     """What to do where the run directory holds a run of another configuration."""
 
@@ -191,8 +191,9 @@ class RunConfig:
     track: TrackConfig = field(default_factory=TrackConfig)
 
     def __post_init__(self) -> None:
-        if isinstance(self.method, LoraMaeConfig) and self.train.init_from:
-            raise ValueError("train.init_from: loramae starts from method.weights instead")
+        start = self.train.init_from
+        if isinstance(self.method, LoraMaeConfig) and start and Path(start).suffix:
+            raise ValueError("train.init_from: a file for loramae belongs to method.weights")
 
     @property
     def directory(self) -> Path:

@@ -21,6 +21,7 @@ from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.loaders import open_loaders
 from kdad_dist.runtime.modes import refuse_mode
+from kdad_dist.runtime.restore import start_from
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest
 from kdad_dist.runtime.together import shared
@@ -65,18 +66,18 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
         Preempted: it was asked to stop, here or in another process.
     """
     starting = Stop(stop, config.directory, "the start", "begins where this one did")
+    folder = config.directory / "checkpoints"
+    keep = Rotation(config.checkpoint.keep, config.checkpoint.keep_hours)
+    newest = CheckpointManager(folder, keep, identity={}).latest()
     index, method, identity, loader, held_out = shared(
-        lambda: assemble(config, here, starting.check)
+        lambda: assemble(config, here, newest is None, starting.check)
     )
     cost = operations(method, config.data.image_size)
     images = loader.samples_seen(loader.steps_per_epoch)
     log.info(account.expected(config, method, images, here.mode, here.world))
     engine = build_engine(config, method, here)
-    keep = Rotation(config.checkpoint.keep, config.checkpoint.keep_hours)
-    checkpoints = CheckpointManager(
-        config.directory / "checkpoints", keep, identity, config.checkpoint.asynchronous
-    )
-    state, best, measured = resume(checkpoints, engine)
+    checkpoints = CheckpointManager(folder, keep, identity, config.checkpoint.asynchronous)
+    state, best, measured = resume(checkpoints, engine, newest)
     epochs = config.train.epochs or 0
     steps = config.train.steps or epochs * loader.steps_per_epoch
     run = Run(
@@ -103,13 +104,13 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
 
 
 def assemble(
-    config: RunConfig, here: Session, poll: Poll
+    config: RunConfig, here: Session, fresh: bool, poll: Poll
 ) -> tuple[Index, Method, dict[str, str], Loader, Loader | None]:
     """What a process makes by itself: index, method on its device, what checkpoints must agree
     with, loaders of both splits.
     """
     poll()
-    index, method = make(config)
+    index, method = make(config, fresh)
     poll()
     identity = own_identity(index, method)
     refuse_mode(config, method, here.mode, here.world)
@@ -119,13 +120,19 @@ def assemble(
     return index, method, identity, *open_loaders(config, index, method, here, poll)
 
 
-def make(config: RunConfig) -> tuple[Index, Method]:
-    """The index of the data, and the method with the weights that training starts from."""
+def make(config: RunConfig, fresh: bool) -> tuple[Index, Method]:
+    """The index of the data, and the method; a fresh one has the weights that training starts from,
+    which a run that goes on does not need any more.
+    """
     index = Index.read(config.data.shards)
     method = build_method(config)
-    if config.train.init_from:
-        weights = read_weights(Path(config.train.init_from), "train.init_from")
-        load_weights(method.student, weights, "train.init_from")
+    if fresh and config.train.init_from:
+        source = Path(config.train.init_from)
+        if source.is_dir():
+            start_from(source, method)
+        else:
+            weights = read_weights(source, "train.init_from")
+            load_weights(method.student, weights, "train.init_from")
     return index, method
 
 
@@ -134,13 +141,14 @@ def own_identity(index: Index, method: Method) -> dict[str, str]:
     return {"data": index.fingerprint, **frozen_weights(method)}
 
 
-def resume(checkpoints: CheckpointManager, engine: Engine) -> tuple[TrainState, float, bool]:
-    """Loads the newest checkpoint that verifies, if any.
+def resume(
+    checkpoints: CheckpointManager, engine: Engine, path: Path | None
+) -> tuple[TrainState, float, bool]:
+    """Loads a checkpoint, if there is one.
 
     Returns:
         The state, the best loss so far, and whether the loss at that state was measured.
     """
-    path = checkpoints.latest()
     if path is None:
         return TrainState(step=0, samples_seen=0), math.inf, False
     state = checkpoints.load(path, engine.contents)

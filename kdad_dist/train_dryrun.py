@@ -50,7 +50,7 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
     # A network whose weights are drawn and not read need not exist to be measured.
     drawn = isinstance(config.method, LoraMaeConfig) and config.method.weights == "random"
     with FakeTensorMode() if drawn and not resumes else nullcontext():
-        index, method = make(config)
+        index, method = make(config, fresh=not resumes)
     refuse_mode(config, method, mode, world)
     train, held_out = choose(config, index, method)
     look_at(config, index, [*train, *held_out])

@@ -15,6 +15,7 @@ from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard, readout_of
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.identity import frozen_weights
+from kdad_dist.runtime.manifest import read_manifest, verify
 from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import shared
@@ -53,6 +54,19 @@ def restore(config: RunConfig) -> Trained:
     state = manager.load(path, Tensors(method.student))
     method.requires_grad_(False)
     return Trained(method.eval(), state.step, rule)
+
+
+def start_from(path: Path, method: Method) -> None:
+    """Gives a student the weights of a named checkpoint, once each of its files is verified.
+
+    Raises:
+        CheckpointError: it is damaged, of another student, or of another teacher or base.
+    """
+    verify(path)
+    identity = {"data": read_manifest(path)["identity"]["data"], **frozen_weights(method)}
+    student = Tensors(method.student)
+    body = CheckpointManager(path.parent, Rotation(1), identity).check(path, student)
+    student.read(path, body["files"])
 
 
 def choose(checkpoints: CheckpointManager, wanted: str) -> tuple[Path, str]:

@@ -54,12 +54,13 @@ class Tracker:
     """Append-only records of the main process; other processes write nothing."""
 
     def __init__(self, run: Path, session: Session, config: RunConfig, start_step: int) -> None:
-        self.file, self.others = None, list[Aside]()
+        self.run, self.file, self.others = run, None, list[Aside]()
         if not session.is_main:
             return
         path = run / "metrics.jsonl"
-        keep_until(path, start_step)
-        self.file = path.open("a", encoding="utf-8", buffering=1)
+        with files.writing(run):
+            keep_until(path, start_step)
+            self.file = path.open("a", encoding="utf-8", buffering=1)
         if config.track.tensorboard:
             self.others.append(
                 Aside("TensorBoard", lambda rows: tell_tensorboard(run, start_step, rows))
@@ -76,14 +77,16 @@ class Tracker:
             return
         # JSON has no infinity: under fp16 the norm of a gradient may well be one.
         finite = {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self.file.write(json.dumps(finite, allow_nan=False) + "\n")
+        with files.writing(self.run):
+            self.file.write(json.dumps(finite, allow_nan=False) + "\n")
         for other in self.others:
             other.write(int(metrics["step"]), {k: v for k, v in finite.items() if k != "step"})
 
     def flush(self) -> None:
         """Puts every line on the disk, lest a checkpoint is ahead of them after a power cut."""
         if self.file is not None:
-            os.fsync(self.file.fileno())
+            with files.writing(self.run):
+                os.fsync(self.file.fileno())
 
     def close(self) -> None:
         if self.file is not None:

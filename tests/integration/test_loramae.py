@@ -68,6 +68,20 @@ def equal(first: Path, second: Path) -> bool:
     return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_an_adaptation_starts_from_the_checkpoint_of_another(config, undisturbed, tmp_path):
+    source = undisturbed[1] / "checkpoints/step_00000024"
+    words = [f"train.init_from={source}", "optim.lr=1e-12", "train.steps=1"]
+    succeeds("train", config, f"output={tmp_path / 'run'}", *words)
+    one, two = weights(undisturbed[1]), weights(tmp_path / "run")
+    assert all(torch.allclose(one[name], two[name], atol=1e-9) for name in one)
+    words = ["method.weights=random", "method.freeze_random=true"]
+    outcome = kdad(
+        "train", config, f"output={tmp_path / 'no'}", f"train.init_from={source}", *words
+    )
+    assert outcome.codes == [1]
+    assert "is of another run: it differs in" in outcome.text
+
+
 def test_masks_augmentation_and_losses_do_not_depend_on_the_number_of_processes(
     config, undisturbed
 ):

@@ -161,6 +161,42 @@ def test_a_training_starts_from_an_export(config):
     assert abs(before[parameter] - after[parameter]).max() < 1e-9
 
 
+def test_a_training_starts_from_a_checkpoint_and_goes_on_without_it(config, tmp_path):
+    newest = max((config.parent / "plain/checkpoints").glob("step_*"))
+    source = shutil.copytree(newest, tmp_path / newest.name)
+    words = [f"train.init_from={source}", "optim.lr=1e-12", "train.check_every=1"]
+    outcome = kdad("train", config, f"output={tmp_path / 'from'}", *words, "train.max_time=1e-9")
+    assert outcome.codes == [75], outcome.text
+    file = config.parent / "plain/export/student.safetensors"
+    weights(config.parent / "plain")
+    shutil.rmtree(source)
+    succeeds("train", config, f"output={tmp_path / 'from'}", *words, processes=2)
+    weights(tmp_path / "from")
+    before, after = load_file(file), load_file(tmp_path / "from/export/student.safetensors")
+    parameter = "network.layer1.0.conv1.weight"
+    assert abs(before[parameter] - after[parameter]).max() < 1e-9
+
+
+def test_a_checkpoint_to_start_from_is_verified_and_must_be_of_this_student(config, tmp_path):
+    source = max((config.parent / "plain/checkpoints").glob("step_*"))
+    words = ["train", config, f"output={tmp_path / 'run'}"]
+    outcome = kdad(*words, f"train.init_from={source}", "method.teacher.layers=[1]", processes=2)
+    assert outcome.codes == [1, 1]
+    assert "is not in this student" in outcome.text
+    damaged = shutil.copytree(source, tmp_path / source.name)
+    file = next(damaged.glob("*.distcp"))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    outcome = kdad(*words, f"train.init_from={damaged}")
+    assert outcome.codes == [1]
+    assert f"{file} is damaged" in outcome.text
+    outcome = kdad(*words, f"train.init_from={config.parent / 'plain'}")
+    assert outcome.codes == [1]
+    assert "there is no checkpoint at" in outcome.text
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_training_image_is_an_error_that_says_so(config, tmp_path):
     images = make_mvtec(tmp_path / "images", train=1)
     shutil.rmtree(images / "train")

@@ -145,7 +145,7 @@ def test_what_only_costs_or_only_reads_is_free_to_change_in_a_run(tmp_path):
         (["method.lora=null"], "freezes nothing"),
         (["method.lora=null", "method.freeze_random=false"], "leaves no block to train"),
         (["method.inference.partitions=2"], "only with pattern random"),
-        (["train.init_from=x.safetensors"], "starts from method.weights"),
+        (["train.init_from=x.safetensors"], "belongs to method.weights"),
         (["method.lora.rnk=2"], "did you mean rank"),
         (["method.name=loramea"], "did you mean loramae"),
         (["seed=9223372036854775808"], "less than"),
