@@ -151,6 +151,8 @@ class ScoreConfig:
     """Gaussian smoothing of the anomaly map, in pixels; 0: none."""
     smooth_radius: Positive | None = None
     """Pixels at which the Gaussian is cut off; 4 sigma where not given."""
+    opening: bool = False
+    """Level peaks of the smoothed map into which a cross of 3 x 3 pixels does not fit."""
     standardise: bool = False
     """Subtract from each position of a map what held-out normal images have there, and divide by
     their deviation."""

@@ -6,7 +6,14 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
-from kdad_dist.config_types import CHECKED, Fraction, NonNegative, Positive, PositiveFloat
+from kdad_dist.config_types import (
+    CHECKED,
+    Fraction,
+    NonNegative,
+    NonNegativeFloat,
+    Positive,
+    PositiveFloat,
+)
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -38,6 +45,59 @@ class StfpmConfig:
     def __post_init__(self) -> None:
         if self.read_layers is not None and not set(self.read_layers) <= set(self.teacher.layers):
             raise ValueError(f"read_layers must be of teacher.layers, {self.teacher.layers}")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class MkdTeacherConfig(TeacherConfig):
+    backbone: str = "vgg16.tv_in1k"
+    layers: Annotated[list[NonNegative], Field(min_length=1)] = field(
+        default_factory=lambda: [1, 2, 3, 4]
+    )
+    """timm `out_indices`; in a VGG with `pool`, 1 to 4 are the pools 2 to 5."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class MkdConfig:
+    name: Literal["mkd"] = "mkd"
+    teacher: MkdTeacherConfig = field(default_factory=MkdTeacherConfig)
+    pool: bool = True
+    """Halve each of the teacher's maps by max-pooling, as a VGG does after each of them."""
+    student: Literal["small", "equal", "same"] = "small"
+    """A cloner 16 wide, one of the teacher's widths, or the teacher's architecture itself."""
+    use_bias: bool = False
+    """Whether the cloner's convolutions have biases."""
+    normalize: bool = True
+    """Apply the teacher's mean and standard deviation to the images."""
+    value_weight: NonNegativeFloat = 0.01
+    """Of the mean squared difference; 0: the direction alone."""
+    direction_weight: NonNegativeFloat = 1.0
+    """Of 1 - cosine."""
+    score_layers: Annotated[list[NonNegative], Field(min_length=1)] | None = None
+    """Layers whose loss is the score, of those that are trained; where not given, all but the
+    shallowest."""
+    localise: Literal["none", "gradient", "smoothgrad", "guided"] = "gradient"
+    """How anomaly maps are made; "none": there are scores alone, much faster."""
+    noise_copies: Positive = 50
+    """Noisy copies of an image over which `smoothgrad` averages."""
+    noise_deviation: PositiveFloat = 0.05
+    """Of their noise; images are in [0, 1]."""
+    stretch_maps: bool = False
+    """Stretch each map to [0, 1] by itself, as the original: maps can then not be compared."""
+    cache_teacher: bool = False
+    """Compute the teacher's features once, before training, and keep them in a file."""
+
+    def __post_init__(self) -> None:
+        if not set(self.read) <= set(self.teacher.layers):
+            raise ValueError(f"score_layers must be of teacher.layers, {self.teacher.layers}")
+        if self.value_weight == self.direction_weight == 0:
+            raise ValueError("value_weight and direction_weight are both 0: nothing is trained")
+        if self.use_bias and self.student == "same":
+            raise ValueError("use_bias is of cloners; student=same has its own biases")
+
+    @property
+    def read(self) -> list[int]:
+        """The layers whose loss is the score."""
+        return self.score_layers or self.teacher.layers[1:] or self.teacher.layers
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -121,10 +181,16 @@ def _name(section: Any) -> str:
 
 
 MethodConfig = Annotated[
-    Annotated[StfpmConfig, Tag("stfpm")] | Annotated[LoraMaeConfig, Tag("loramae")],
+    Annotated[StfpmConfig, Tag("stfpm")]
+    | Annotated[LoraMaeConfig, Tag("loramae")]
+    | Annotated[MkdConfig, Tag("mkd")],
     Discriminator(_name),
 ]
-COSTS = {"stfpm": (), "loramae": ("activation_checkpointing",)}
+COSTS = {"stfpm": (), "loramae": ("activation_checkpointing",), "mkd": ()}
 """Keys of each method that change what training costs, and not what comes out."""
-READING = {"stfpm": ("combine", "read_layers"), "loramae": ("inference",)}
+READING = {
+    "stfpm": ("combine", "read_layers"),
+    "loramae": ("inference",),
+    "mkd": ("score_layers", "localise", "noise_copies", "noise_deviation", "stretch_maps"),
+}
 """Keys of each method that decide how a trained student is read, and not what is trained."""

@@ -6,6 +6,7 @@ of processes.
 """
 
 import hashlib
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -40,6 +41,13 @@ def hashes(seed: Int64[Tensor, " b"], count: int, stream: int = 0) -> Int64[Tens
 def uniform(seed: Int64[Tensor, " b"], count: int, stream: int = 0) -> Float[Tensor, "b {count}"]:
     """Numbers in [0, 1), `count` for each seed: the upper 24 bits, which float32 holds exactly."""
     return _shift(hashes(seed, count, stream), 40).float() / (1 << 24)
+
+
+def normal(seed: Int64[Tensor, " b"], count: int, stream: int = 0) -> Float[Tensor, "b {count}"]:
+    """Numbers of a standard normal distribution, `count` for each seed (Box and Muller 1958)."""
+    pairs = uniform(seed, 2 * count, stream)
+    radius = (-2 * torch.log1p(-pairs[:, :count])).sqrt()
+    return radius * torch.cos(2 * math.pi * pairs[:, count:])
 
 
 def _mix(values: Int64[Tensor, "..."]) -> Int64[Tensor, "..."]:

@@ -1,9 +1,10 @@
 """The methods, chosen by `method.name` of a configuration."""
 
 from kdad_dist.config import RunConfig
-from kdad_dist.config_methods import LoraMaeConfig, StfpmConfig
+from kdad_dist.config_methods import LoraMaeConfig, MkdConfig, StfpmConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.loramae import LoraMae
+from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.stfpm import Stfpm
 
 
@@ -19,3 +20,5 @@ def build_method(config: RunConfig) -> Method:
             return Stfpm(method, config.seed)
         case LoraMaeConfig() as method:
             return LoraMae(method, config.data.image_size, config.seed)
+        case MkdConfig() as method:
+            return Mkd(method, config.data.image_size, config.seed)

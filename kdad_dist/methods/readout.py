@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdad_dist.config import RunConfig, ScoreConfig, flatten, plain
-from kdad_dist.config_methods import READING, LoraMaeConfig
+from kdad_dist.config_methods import READING, LoraMaeConfig, MkdConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.types import Prediction
 
@@ -77,6 +78,8 @@ class Readout(nn.Module):
         if raw.anomaly_map is None:
             return raw
         anomaly_map = smooth(raw.anomaly_map.float(), config.smooth_sigma, config.smooth_radius)
+        if config.opening:
+            anomaly_map = opened(anomaly_map)
         if self.standard is not None:
             anomaly_map = self.standard(anomaly_map)
         score = raw.pred_score if raw.pred_score is not None else reduce(anomaly_map, config)
@@ -87,13 +90,23 @@ def readout_of(config: RunConfig) -> str:
     """What decides the scores of given weights, in words: where it differs, no threshold holds."""
     values = plain(config)
     score, method = values["score"], values["method"]
-    names = ("reduce", "topk", "quantile", "smooth_sigma", "smooth_radius", "standardise")
+    names = ("reduce", "topk", "quantile", "smooth_sigma", "smooth_radius", "opening", "standardise")
     parts = {name: score[name] for name in (*names, "precision")}
     parts |= {name: method[name] for name in READING[config.method.name]}
     parts["image_size"] = config.data.image_size
-    if isinstance(config.method, LoraMaeConfig) and config.method.inference.pattern == "random":
-        parts["seed"] = config.seed  # of which the partitions are drawn
+    if draws_to_read(config):
+        parts["seed"] = config.seed
     return ", ".join(f"{name} {value}" for name, value in flatten(parts))
+
+
+def draws_to_read(config: RunConfig) -> bool:
+    """Whether the run's seed decides how a trained student is read."""
+    match config.method:
+        case LoraMaeConfig() as method:
+            return method.inference.pattern == "random"  # the partitions
+        case MkdConfig() as method:
+            return method.localise == "smoothgrad"  # the noise
+    return False
 
 
 def reduce(anomaly_map: Float[Tensor, "b h w"], config: ScoreConfig) -> Float[Tensor, " b"]:
@@ -130,6 +143,21 @@ def smooth(
     down = blur_matrix(height, sigma, radius).to(anomaly_map)
     across = blur_matrix(width, sigma, radius).to(anomaly_map)
     return (down @ anomaly_map @ across.T).clamp_min(0)
+
+
+def opened(anomaly_map: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    """The grey-scale opening by a cross of 3 x 3: peaks into which it does not fit are levelled.
+
+    Above any threshold, it leaves what the binary opening of the thresholded map leaves.
+    """
+    return _dilated(-_dilated(-anomaly_map))
+
+
+def _dilated(values: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    """The largest value of each position and its four neighbours."""
+    down = F.max_pool2d(values, (3, 1), stride=1, padding=(1, 0))
+    across = F.max_pool2d(values, (1, 3), stride=1, padding=(0, 1))
+    return torch.maximum(down, across)
 
 
 def blur_matrix(size: int, sigma: float, radius: int) -> Float[Tensor, "size size"]:

@@ -4,7 +4,7 @@ import copy
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import timm
 import torch
@@ -19,6 +19,14 @@ from kdad_dist.models.weights import fetch, load_weights, local_file, read_weigh
 from kdad_dist.types import Features
 
 Role = Literal["teacher", "student"]
+
+
+class Level(NamedTuple):
+    """A place in a network, by the shape of the map that is there."""
+
+    channels: int
+    stride: int
+    """Pixels of the image per position, in each direction."""
 
 
 class FeatureNet(nn.Module):
@@ -41,6 +49,17 @@ class FeatureNet(nn.Module):
         self.takes_empty = any(isinstance(m, _BatchNorm) for m in network.modules())
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def levels(self) -> list[Level]:
+        """Every layer that could be chosen, shallow to deep."""
+        info: Any = self.network.feature_info
+        return [Level(layer["num_chs"], layer["reduction"]) for layer in info.info]
+
+    @property
+    def chosen_levels(self) -> list[Level]:
+        info: Any = self.network.feature_info
+        return [Level(*shape) for shape in zip(info.channels(), info.reduction(), strict=True)]
 
     def normalize(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         """Images in [0, 1] with the mean and deviation that the pretrained weights expect."""

@@ -1,0 +1,45 @@
+"""How far a student's features are from a teacher's: by their values, and by their direction.
+
+Shared by the methods of the distillation family. Features are maps (b, c, h, w) or tokens (b, t, c);
+each image's are one long vector per layer (Salehi et al., CVPR 2021, eq. 1 to 3).
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+
+class Terms(NamedTuple):
+    """Of each image, summed over layers."""
+
+    value: Float[Tensor, " b"]
+    direction: Float[Tensor, " b"]
+
+
+def terms(targets: Iterable[Tensor], features: Iterable[Tensor]) -> Terms:
+    """Both distances of each image, float32, summed over the pairs of layers."""
+    pairs = [(t.float(), s.float()) for t, s in zip(targets, features, strict=True)]
+    return Terms(
+        torch.stack([value(target, feature) for target, feature in pairs]).sum(dim=0),
+        torch.stack([direction(target, feature) for target, feature in pairs]).sum(dim=0),
+    )
+
+
+def value(target: Float[Tensor, "b ..."], feature: Float[Tensor, "b ..."]) -> Float[Tensor, " b"]:
+    """Mean squared difference of each image's values."""
+    return (target - feature).square().flatten(1).mean(dim=1)
+
+
+def direction(
+    target: Float[Tensor, "b ..."], feature: Float[Tensor, "b ..."]
+) -> Float[Tensor, " b"]:
+    """1 - cosine of each image's two vectors, in [0, 2].
+
+    As half the squared distance of the unit vectors, which keeps its digits where they almost agree.
+    """
+    unit = F.normalize(target.flatten(1)) - F.normalize(feature.flatten(1))
+    return unit.square().sum(dim=1) / 2

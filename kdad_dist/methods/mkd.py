@@ -1,0 +1,134 @@
+"""Multiresolution knowledge distillation (Salehi et al., CVPR 2021)."""
+
+import copy
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from kdad_dist.config_methods import MkdConfig
+from kdad_dist.errors import ConfigError
+from kdad_dist.methods.base import Method
+from kdad_dist.methods.feature_loss import Terms, terms
+from kdad_dist.methods.saliency import (
+    Guided,
+    input_gradient,
+    magnitude,
+    smooth_gradient,
+    stretched,
+)
+from kdad_dist.models.backbone import FeatureNet, Level, build_student, build_teacher
+from kdad_dist.models.cloner import build_cloner
+from kdad_dist.types import Batch, Features, Losses, Prediction
+
+
+class Mkd(Method):
+    """A student that learns the values and the direction of the teacher's maps on normal images; the
+    gradient of its failure shows where in a test image the reason lies.
+    """
+
+    blocks = frozenset({"Stage", "BasicBlock", "Bottleneck"})
+
+    def __init__(self, config: MkdConfig, image_size: int, seed: int) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.teacher: FeatureNet = build_teacher(config.teacher, seed)  # pyright: ignore[reportIncompatibleVariableOverride]
+        if config.student == "same":
+            self.student = build_student(config.teacher, seed)
+        else:
+            factor = 2 if config.pool else 1
+            chosen, levels = (
+                [Level(level.channels, factor * level.stride) for level in part]
+                for part in (self.teacher.chosen_levels, self.teacher.levels)
+            )
+            self.student = build_cloner(chosen, levels, config.student, config.use_bias, seed)
+        self.caches_targets = config.cache_teacher
+        self._check(image_size)
+        self.train()
+
+    def forward(self, batch: Batch) -> Losses:
+        """Per image, both distances summed over the layers, and their weighted sum."""
+        image = self._input(batch.image)
+        targets = batch.targets
+        if targets is None:
+            with torch.no_grad():
+                targets = self._teacher_maps(image)
+        found = terms(targets, self._student_maps(image))
+        return {"loss": self._weighted(found), **found._asdict()}
+
+    def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
+        """The score of each image, and where `method.localise` asks for it its gradient's magnitude."""
+        config = self.config
+        if config.localise == "none":
+            return Prediction(pred_score=self.score(image))
+        if config.localise == "smoothgrad":
+            score = self.score(image)
+            copies = (config.noise_copies, config.noise_deviation, self.seed)
+            gradient = smooth_gradient(self.score, image, *copies)
+        else:
+            gradient, score = input_gradient(self.score, image)
+        maps = magnitude(gradient)
+        return Prediction(stretched(maps) if config.stretch_maps else maps, score)
+
+    def score(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, " b"]:
+        """The loss on the layers that are read."""
+        image = self._input(image)
+        guided = Guided() if self.config.localise == "guided" else nullcontext()
+        with guided:
+            features = self._student_maps(image)
+        read = [layer in self.config.read for layer in self.config.teacher.layers]
+        pairs = zip(read, self._teacher_maps(image), features, strict=True)
+        targets, features = zip(*[(t, s) for chosen, t, s in pairs if chosen], strict=True)
+        return self._weighted(terms(targets, features))
+
+    def targets(self, image: Float[Tensor, "b 3 h w"]) -> Features:
+        with torch.no_grad():
+            return self._teacher_maps(self._input(image))
+
+    def _weighted(self, found: Terms) -> Float[Tensor, " b"]:
+        return (
+            self.config.value_weight * found.value + self.config.direction_weight * found.direction
+        )
+
+    def _input(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
+        return self.teacher.normalize(image) if self.config.normalize else image
+
+    def _teacher_maps(self, image: Float[Tensor, "b 3 h w"]) -> Features:
+        return self._pooled(self.teacher(image))
+
+    def _student_maps(self, image: Float[Tensor, "b 3 h w"]) -> Features:
+        maps = self.student(image)
+        return self._pooled(maps) if self.config.student == "same" else maps
+
+    def _pooled(self, maps: Features) -> Features:
+        return tuple(F.max_pool2d(m, 2) for m in maps) if self.config.pool else maps
+
+    def _check(self, image_size: int) -> None:
+        """Raises ConfigError where the networks do not fit each other at this size of image, or have
+        no ReLU to guide.
+        """
+        twin = copy.deepcopy(self).to("meta")  # where nothing is computed
+        image = torch.zeros(2, 3, image_size, image_size, device="meta")
+        try:
+            maps = (twin._teacher_maps(image), twin._student_maps(image))
+        except RuntimeError as error:
+            raise ConfigError(
+                f"data.image_size {image_size} is too small for method.teacher.layers "
+                f"{self.config.teacher.layers}: {str(error).splitlines()[0]}",
+                "choose larger images, or shallower layers",
+            ) from error
+        one, other = ([tuple(m.shape[1:]) for m in part] for part in maps)
+        if one != other:
+            raise ConfigError(
+                f"at data.image_size {image_size} the teacher's maps are {one}, the student's {other}",
+                "choose a size that the teacher's strides divide, or method.student=same",
+            )
+        relus = any(isinstance(module, nn.ReLU) for module in self.student.modules())
+        if self.config.localise == "guided" and not relus:
+            raise ConfigError(
+                "method.localise is guided, and the student, like "
+                f"{self.config.teacher.backbone}, has no ReLU to guide",
+                "choose method.localise=gradient or smoothgrad",
+            )
