@@ -72,6 +72,9 @@ class MkdConfig:
     """Of the mean squared difference; 0: the direction alone."""
     direction_weight: NonNegativeFloat = 1.0
     """Of 1 - cosine."""
+    balance: bool = False
+    """Also weigh the direction by the factor that makes both terms equal before the first step, on
+    the first training images."""
     score_layers: Annotated[list[NonNegative], Field(min_length=1)] | None = None
     """Layers whose loss is the score, of those that are trained; where not given, all but the
     shallowest."""

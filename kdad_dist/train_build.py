@@ -19,7 +19,7 @@ from kdad_dist.runtime.engine import Engine, build_engine
 from kdad_dist.runtime.finished import say_so
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.identity import frozen_weights
-from kdad_dist.runtime.loaders import open_loaders
+from kdad_dist.runtime.loaders import first_images, open_loaders
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.restore import start_from
 from kdad_dist.runtime.session import Session
@@ -117,7 +117,10 @@ def assemble(
     # FSDP2 cuts up parameters in their plain order and takes no other.
     order = torch.contiguous_format if here.mode == "fsdp2" else torch.channels_last
     method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]
-    return index, method, identity, *open_loaders(config, index, method, here, poll)
+    loaders = open_loaders(config, index, method, here, poll)
+    if method.wants_images:
+        method.prepare(first_images(config, index, method.wants_images, here.device))
+    return index, method, identity, *loaders
 
 
 def make(config: RunConfig, fresh: bool) -> tuple[Index, Method]:

@@ -24,6 +24,8 @@ class Method(nn.Module, ABC):
     but for their last bits, which another processor may round otherwise."""
     blocks: frozenset[str] = frozenset()
     """Class names of the student's modules that sharded training gathers one at a time."""
+    wants_images: int = 0
+    """Training images that `prepare` looks at."""
     caches_targets: bool
     """Whether `targets` of all images shall be computed once, before training."""
 
@@ -40,6 +42,11 @@ class Method(nn.Module, ABC):
     @abstractmethod
     def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
         """Anomaly maps and scores of RGB images in [0, 1]."""
+
+    def prepare(self, image: Float[Tensor, "b 3 h w"]) -> None:
+        """Looks at the first training images before a training begins; what it learns of them
+        belongs into buffers of the student, which checkpoints hold.
+        """
 
     def targets(self, image: Float[Tensor, "b 3 h w"]) -> Features:
         """What the teacher says of the images; the trainer may cache it as `Batch.targets`."""

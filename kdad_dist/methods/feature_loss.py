@@ -1,7 +1,7 @@
 """How far a student's features are from a teacher's: by their values, and by their direction.
 
-Shared by the methods of the distillation family. Features are maps (b, c, h, w) or tokens (b, t, c);
-each image's are one long vector per layer (Salehi et al., CVPR 2021, eq. 1 to 3).
+Shared by the methods of the distillation family. Features are maps (b, c, h, w) or tokens
+(b, t, c); each image's are one long vector per layer (Salehi et al., CVPR 2021, eq. 1 to 3).
 """
 
 from collections.abc import Iterable
@@ -39,7 +39,7 @@ def direction(
 ) -> Float[Tensor, " b"]:
     """1 - cosine of each image's two vectors, in [0, 2].
 
-    As half the squared distance of the unit vectors, which keeps its digits where they almost agree.
+    As half the squared distance of the unit vectors: its digits stay where they almost agree.
     """
     unit = F.normalize(target.flatten(1)) - F.normalize(feature.flatten(1))
     return unit.square().sum(dim=1) / 2

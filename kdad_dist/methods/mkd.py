@@ -23,12 +23,17 @@ from kdad_dist.models.backbone import FeatureNet, Level, build_student, build_te
 from kdad_dist.models.cloner import build_cloner
 from kdad_dist.types import Batch, Features, Losses, Prediction
 
+BALANCE = "direction_balance"
+BALANCED_OVER = 64
+"""Images over which the two terms are made equal."""
+
 
 class Mkd(Method):
-    """A student that learns the values and the direction of the teacher's maps on normal images; the
-    gradient of its failure shows where in a test image the reason lies.
+    """A student that learns the values and the direction of the teacher's maps on normal images;
+    the gradient of its failure shows where in a test image the reason lies.
     """
 
+    wants_images: int
     blocks = frozenset({"Stage", "BasicBlock", "Bottleneck"})
 
     def __init__(self, config: MkdConfig, image_size: int, seed: int) -> None:
@@ -45,6 +50,9 @@ class Mkd(Method):
             )
             self.student = build_cloner(chosen, levels, config.student, config.use_bias, seed)
         self.caches_targets = config.cache_teacher
+        self.wants_images = BALANCED_OVER if config.balance else 0
+        if config.balance:
+            self.student.register_buffer(BALANCE, torch.ones(()))
         self._check(image_size)
         self.train()
 
@@ -58,8 +66,17 @@ class Mkd(Method):
         found = terms(targets, self._student_maps(image))
         return {"loss": self._weighted(found), **found._asdict()}
 
+    @torch.no_grad()
+    def prepare(self, image: Float[Tensor, "b 3 h w"]) -> None:
+        """Finds the factor that makes both terms equal (Salehi et al., section 3.1)."""
+        twin = copy.deepcopy(self)  # whose BatchNorms count these images
+        twin.train()
+        image = self._input(image)
+        found = terms(twin._teacher_maps(image), twin._student_maps(image))
+        self._balance.copy_(found.value.sum() / found.direction.sum().clamp_min(1e-12))
+
     def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
-        """The score of each image, and where `method.localise` asks for it its gradient's magnitude."""
+        """The score of each image, and the map that `method.localise` asks for."""
         config = self.config
         if config.localise == "none":
             return Prediction(pred_score=self.score(image))
@@ -87,10 +104,17 @@ class Mkd(Method):
         with torch.no_grad():
             return self._teacher_maps(self._input(image))
 
+    @property
+    def _balance(self) -> Tensor:
+        # The student may be wrapped by now.
+        buffers = self.student.named_buffers()
+        return next(buffer for name, buffer in buffers if name.endswith(BALANCE))
+
     def _weighted(self, found: Terms) -> Float[Tensor, " b"]:
-        return (
-            self.config.value_weight * found.value + self.config.direction_weight * found.direction
-        )
+        value, direction = found
+        if self.config.balance:
+            direction = self._balance * direction
+        return self.config.value_weight * value + self.config.direction_weight * direction
 
     def _input(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         return self.teacher.normalize(image) if self.config.normalize else image
@@ -106,8 +130,8 @@ class Mkd(Method):
         return tuple(F.max_pool2d(m, 2) for m in maps) if self.config.pool else maps
 
     def _check(self, image_size: int) -> None:
-        """Raises ConfigError where the networks do not fit each other at this size of image, or have
-        no ReLU to guide.
+        """Raises ConfigError where the networks do not fit each other at this size of image, or
+        have no ReLU to guide.
         """
         twin = copy.deepcopy(self).to("meta")  # where nothing is computed
         image = torch.zeros(2, 3, image_size, image_size, device="meta")
@@ -122,7 +146,8 @@ class Mkd(Method):
         one, other = ([tuple(m.shape[1:]) for m in part] for part in maps)
         if one != other:
             raise ConfigError(
-                f"at data.image_size {image_size} the teacher's maps are {one}, the student's {other}",
+                f"at data.image_size {image_size} the teacher's maps are {one}, "
+                f"the student's {other}",
                 "choose a size that the teacher's strides divide, or method.student=same",
             )
         relus = any(isinstance(module, nn.ReLU) for module in self.student.modules())

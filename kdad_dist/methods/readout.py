@@ -90,8 +90,8 @@ def readout_of(config: RunConfig) -> str:
     """What decides the scores of given weights, in words: where it differs, no threshold holds."""
     values = plain(config)
     score, method = values["score"], values["method"]
-    names = ("reduce", "topk", "quantile", "smooth_sigma", "smooth_radius", "opening", "standardise")
-    parts = {name: score[name] for name in (*names, "precision")}
+    names = ("reduce", "topk", "quantile", "smooth_sigma", "smooth_radius", "opening")
+    parts = {name: score[name] for name in (*names, "standardise", "precision")}
     parts |= {name: method[name] for name in READING[config.method.name]}
     parts["image_size"] = config.data.image_size
     if draws_to_read(config):

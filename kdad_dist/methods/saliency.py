@@ -38,8 +38,8 @@ def smooth_gradient(
 ) -> Float[Tensor, "b 3 h w"]:
     """The mean gradient over noisy copies of the images (Smilkov et al. 2017).
 
-    A copy's noise is drawn from (seed, copy) and is the same for every image, so that the result does
-    not depend on the batch that an image stands in.
+    A copy's noise is drawn from (seed, copy) and is the same for every image, so that the result
+    does not depend on the batch that an image stands in.
     """
     total = torch.zeros_like(image)
     shape = image.shape[1:]

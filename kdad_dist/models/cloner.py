@@ -1,10 +1,11 @@
 """The cloner: a small student of plain convolutions whose maps have the shapes of its teacher's.
 
-For the pools of a VGG16 it is that of Salehi et al. (CVPR 2021): 343,984 parameters where it is small,
-14,715,968 where it has the teacher's widths. For other backbones it follows the same rule.
+For the pools of a VGG16 it is that of Salehi et al. (CVPR 2021): 343,984 parameters where it is
+small, 14,715,968 where it has the teacher's widths. For other backbones it follows the same rule.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -28,7 +29,7 @@ class Stage(nn.Sequential):
 
     def __init__(self, channels: Sequence[int], bias: bool) -> None:
         layers: list[nn.Module] = []
-        for number, (before, after) in enumerate(zip(channels, channels[1:], strict=False), 2):
+        for number, (before, after) in enumerate(pairwise(channels), 2):
             convolution = nn.Conv2d(before, after, 3, padding=1, bias=bias)
             nn.init.xavier_uniform_(convolution.weight)
             if convolution.bias is not None:
@@ -67,9 +68,9 @@ def build_cloner(
 ) -> Cloner:
     """A cloner with a map for each chosen level, in channels-last memory format.
 
-    Stage k ends at stride 2^k. It has two convolutions, from the third stage on three; the last one
-    has as many channels as the teacher where that level is chosen. All others are 16 wide, or as wide
-    as the teacher there.
+    Stage k ends at stride 2^k. It has two convolutions, from the third stage on three; the last
+    one has as many channels as the teacher where that level is chosen. All others are 16 wide, or
+    as wide as the teacher there.
 
     Args:
         chosen: levels of the teacher that the student answers to, shallow to deep.
@@ -81,8 +82,8 @@ def build_cloner(
     wanted = {level.stride: level.channels for level in chosen}
     if len(wanted) < len(chosen) or any(stride < 2 or stride & (stride - 1) for stride in wanted):
         raise ConfigError(
-            f"a {size} cloner halves the image from level to level, and method.teacher.layers are at "
-            f"strides {', '.join(str(level.stride) for level in chosen)}",
+            f"a {size} cloner halves the image from level to level, and method.teacher.layers are "
+            f"at strides {', '.join(str(level.stride) for level in chosen)}",
             "choose layers at different strides that are powers of 2, or method.student=same",
         )
     stages, before = [], 3

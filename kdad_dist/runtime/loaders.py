@@ -5,7 +5,9 @@ import logging
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from kdad_dist.config import AugmentConfig, RunConfig
 from kdad_dist.data.augment import Augment, augment
@@ -13,6 +15,7 @@ from kdad_dist.data.cache import cache_root
 from kdad_dist.data.index import Index, Sample, Split
 from kdad_dist.data.loader import IndexedLoader, Loader, Pixels, open_pixels, pixel_key, to_float
 from kdad_dist.data.plan import Plan, Rows, StreamPlan, by_shard
+from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.stream import StreamLoader
 from kdad_dist.data.targets import TargetCache, fill_targets
 from kdad_dist.errors import ConfigError, DataError
@@ -182,6 +185,15 @@ def cached_targets(
         pin=here.device.type == "cuda",
         poll=poll,
     )
+
+
+def first_images(config: RunConfig, index: Index, count: int, device: torch.device) -> Tensor:
+    """RGB in [0, 1] of the first training images, the same on every process."""
+    data = config.data
+    samples = index.select(Split.TRAIN, data.category, data.normal_class, data.val_fraction)
+    reader = ShardReader(data.shards, data.image_size)
+    pixels = np.stack([reader.image(sample) for sample in samples[:count]])
+    return to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2), device)
 
 
 def open_stream(
