@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -46,15 +47,13 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
     """
     check_trackers(config.track)
     refuse_changes(config)
-    resumes = (config.directory / "checkpoints").exists()
-    # A network whose weights are drawn and not read need not exist to be measured.
-    drawn = isinstance(config.method, LoraMaeConfig) and config.method.weights == "random"
-    with FakeTensorMode() if drawn and not resumes else nullcontext():
-        index, method = make(config, fresh=not resumes)
+    saved = CheckpointManager(config.directory / "checkpoints", Rotation(1), {}).latest()
+    with FakeTensorMode() if saved is None and draws_all(config) else nullcontext():
+        index, method = make(config, fresh=saved is None)
     refuse_mode(config, method, mode, world)
     train, held_out = choose(config, index, method)
     look_at(config, index, [*train, *held_out])
-    step = latest_step(config, index, method) if resumes else 0
+    step = 0 if saved is None else step_of(saved, index, method)
     steps, batches = batches_of(config, train, world)
     pixels = pixel_bytes(config, len(train) + len(held_out))
     return {
@@ -93,12 +92,16 @@ def look_at(config: RunConfig, index: Index, samples: Sequence[Sample]) -> None:
         reader.image(sample)
 
 
-def latest_step(config: RunConfig, index: Index, method: Method) -> int:
-    """The step that training would go on from."""
-    identity = own_identity(index, method)
-    checkpoints = CheckpointManager(config.directory / "checkpoints", Rotation(1), identity)
-    path = checkpoints.latest()
-    return 0 if path is None else checkpoints.check(path, Tensors(method.student))["step"]
+def draws_all(config: RunConfig) -> bool:
+    """Whether no weight is read: a large network need not exist then to be measured."""
+    drawn = isinstance(config.method, LoraMaeConfig) and config.method.weights == "random"
+    return drawn and not config.train.init_from
+
+
+def step_of(saved: Path, index: Index, method: Method) -> int:
+    """The step that training would go on from, once it is clear that the checkpoint fits."""
+    checkpoints = CheckpointManager(saved.parent, Rotation(1), own_identity(index, method))
+    return checkpoints.check(saved, Tensors(method.student))["step"]
 
 
 def batches_of(config: RunConfig, train: Sequence[Sample], world: int) -> tuple[Facts, Facts]:
@@ -192,6 +195,8 @@ def told(facts: Facts) -> str:
     memory, run = facts["memory"], facts["run"]
     number = "1 process" if facts["processes"] == 1 else f"{facts['processes']} processes"
     where = f"goes on from step {run['step']}" if run["step"] else "starts anew"
+    if run["step"] >= steps["total"]:
+        where = "is finished"
     lines = [
         f"{facts['name']} on {number}, mode {facts['mode']}, precision {facts['precision']}",
         f"run: {run['directory']}, {where}",

@@ -47,6 +47,8 @@ def memory(config: RunConfig, method: Method, mode: str = "ddp", world: int = 1)
     parameters = size(student.parameters())
     held = {"weights": parameters, "gradients": trained, "optimizer": state_bytes(config, method)}
     parts = {name: held[name] // (world if name in SHARDED[mode] else 1) for name in held}
+    if mode.startswith("zero"):  # DeepSpeed updates a copy of its part of the weights
+        parts["optimizer"] += trained // world
     parts["weights"] += size(student.buffers())
     return Memory(
         # The method's own buffers lie on the device too.
