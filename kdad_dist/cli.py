@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -21,6 +22,9 @@ app = typer.Typer(
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
 Run = Annotated[Path, typer.Argument(help="The directory that `kdad train` wrote.")]
+Config = Annotated[
+    str, typer.Argument(help="A YAML file, or a shipped recipe such as stfpm_mvtec.")
+]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the configuration: key.subkey=value ...")
 ]
@@ -120,9 +124,7 @@ def demo(
 
 @app.command()
 def train(
-    config: Annotated[
-        str, typer.Argument(help="A YAML file, or a shipped recipe such as stfpm_mvtec.")
-    ],
+    config: Config,
     overrides: Overrides = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")
@@ -216,6 +218,58 @@ def judged(facts: dict[str, Any]) -> str:
     if anomalous is None:
         return f"{number}, not judged for want of a threshold"
     return f"{number}: {anomalous} anomalous, {images - anomalous} normal"
+
+
+@app.command()
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    categories: Annotated[
+        list[str] | None,
+        typer.Option(help="Classes, with commas between; may be repeated. All where not given."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each class, seeds counted up.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once: here 1, under SLURM as many as fit.")
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit them as a SLURM array.")] = False,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="With --slurm: an option of sbatch; may be repeated.")
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Only write the table of what is there.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be started.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, score and report one run per class (and seed), and put them into one table."""
+    from kdad_dist import sweep_local, sweep_slurm
+    from kdad_dist.sweep import plan
+    from kdad_dist.sweep_table import as_markdown, write_table
+
+    if sbatch and not slurm:
+        raise UsageError("--sbatch goes with --slurm", "add --slurm, or leave it out")
+    planned = plan(config, overrides or [], categories or ["all"], seeds)
+    if slurm and not table:
+        submitted = sweep_slurm.submit(planned, jobs, sbatch or [], dry_run)
+        say(submitted.text())
+        if as_json:
+            answer(submitted.facts())
+        return
+    if dry_run:
+        todo = {job.run.name: sweep_local.commands(job) for job in planned.left()}
+        say("\n".join(shlex.join(command) for words in todo.values() for command in words))
+        if as_json:
+            answer(todo)
+        return
+    outcomes = [] if table else sweep_local.run_all(planned, jobs or 1)
+    found = write_table(planned)
+    say(f"{as_markdown(found)}\ntable: {planned.directory / 'table.md'}")
+    if as_json:
+        answer(found)
+    sweep_local.refuse_failures(outcomes)
 
 
 @app.command()

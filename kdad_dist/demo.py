@@ -23,6 +23,7 @@ from kdad_dist.config import load
 from kdad_dist.config_methods import StfpmConfig
 from kdad_dist.demo_images import CATEGORY, DEFECTS, SIDE, Example, examples
 from kdad_dist.errors import KdadError, Preempted, UsageError
+from kdad_dist.files import shipped
 from kdad_dist.metrics.evaluation import Evaluation
 
 TRAIN, GOOD, DEFECTIVE = 120, 30, 8
@@ -200,11 +201,8 @@ def kdad(*words: object, launch: bool = False, shown: bool = False) -> None:
 
 
 def launch_config() -> Path:
-    """accelerate's file for the CPU: inside an installed package, or beside it in a checkout."""
-    package = Path(__file__).parent
-    installed = package / "launch"
-    folder = installed if installed.is_dir() else package.parent / "launch"
-    return folder / "accelerate" / "cpu.yaml"
+    """accelerate's file for the CPU."""
+    return shipped("launch") / "accelerate" / "cpu.yaml"
 
 
 def environment() -> dict[str, str]:

@@ -1,4 +1,6 @@
-"""Files that are never seen half-written, and a lock that dies with its process."""
+"""Files that are never seen half-written, those that travel along, and a lock that dies with its
+process.
+"""
 
 import fcntl
 import json
@@ -62,6 +64,13 @@ def in_turn(path: Path) -> Iterator[None]:
     with open(path.with_name(f".{path.name}.lock"), "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def shipped(folder: str) -> Path:
+    """`launch` or `slurm`: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent
+    installed = package / folder
+    return installed if installed.is_dir() else package.parent / folder
 
 
 LOCK = ".lock"

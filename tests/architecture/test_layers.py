@@ -19,7 +19,7 @@ LAYERS = (
     {"runtime"},
     {"detector"},
     {"train", "score", "predict", "export", "report"},
-    {"demo"},
+    {"demo", "sweep"},
     {"cli"},
     {"__main__"},
 )

@@ -56,7 +56,7 @@ def installed_package(elsewhere: Path) -> Path:
 def test_the_installed_command_explains_itself(elsewhere: Path) -> None:
     result = run(elsewhere / "venv/bin/kdad", "--help", cwd=elsewhere)
     assert result.returncode == 0, result.stderr
-    for verb in ("demo", "pack", "verify", "train", "score", "report", "export"):
+    for verb in ("demo", "pack", "verify", "train", "score", "sweep", "report", "export"):
         assert verb in result.stdout
 
 

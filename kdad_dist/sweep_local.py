@@ -1,0 +1,222 @@
+"""The runs of a sweep on this machine, one after the other or several at once.
+
+Each run is the commands that a person would type, in processes of their own: a crash of one run
+does not touch the others, and each sees its own GPUs.
+"""
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from signal import Signals
+from threading import Event
+from typing import TextIO
+
+import torch
+
+from kdad_dist import files
+from kdad_dist.errors import KdadError, Preempted
+from kdad_dist.runtime.preemption import PREEMPT_FILE, StopRequest
+from kdad_dist.runtime.stopping import forget_requests
+from kdad_dist.sweep import Job, Sweep
+from kdad_dist.sweep_table import write_table
+
+log = logging.getLogger(__name__)
+LAUNCHED = ("KDAD_MODE", "KDAD_PROCESSES")
+"""With one of these in the environment, the runs are started by the launch scripts."""
+POLL = 0.3  # seconds
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the commands of a run ended."""
+
+    job: Job
+    code: int = 0
+    reason: str = ""
+
+
+class Runner:
+    """Carries out runs; its methods may be called from several threads."""
+
+    def __init__(self, environments: Sequence[dict[str, str]]) -> None:
+        """Args:
+        environments: one for each of the runs that may be under way at once.
+        """
+        self.stopping, self.ending = Event(), Event()
+        self.free: SimpleQueue[dict[str, str]] = SimpleQueue()
+        for environment in environments:
+            self.free.put(environment)
+
+    def __call__(self, job: Job) -> Outcome:
+        environment = self.free.get()
+        try:
+            with files.writing(job.log), job.log.open("a", encoding="utf-8") as messages:
+                for command in commands(job):
+                    if self.stopping.is_set():
+                        return Outcome(job, Preempted.exit_code)
+                    start = messages.tell()
+                    log.info("%s: %s", job.run.name, command[-2])
+                    code = self.follow(command, job, environment, messages)
+                    if code == Preempted.exit_code:
+                        return Outcome(job, code)
+                    if code:
+                        return Outcome(job, code, reason(job.log, start, code))
+        except KdadError as error:
+            return Outcome(job, error.exit_code, str(error))
+        finally:
+            self.free.put(environment)
+        return Outcome(job)
+
+    def follow(
+        self, command: list[str], job: Job, environment: dict[str, str], messages: TextIO
+    ) -> int:
+        """The exit code of a command, which is asked to stop when the sweep is."""
+        process = subprocess.Popen(  # noqa: S603 (our own program, its words one by one)
+            command, env=os.environ | environment, stdout=messages, stderr=messages
+        )
+        while True:
+            try:
+                return process.wait(POLL)
+            except subprocess.TimeoutExpired:
+                if self.ending.is_set():
+                    process.terminate()
+                if self.stopping.is_set() and job.run.is_dir():
+                    # Again and again: a command that is just starting takes it for an old one.
+                    (job.run / PREEMPT_FILE).touch()
+
+
+def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
+    """Trains, scores and reports every run that is not done; writes the table after each.
+
+    One that fails does not stop the others. Asked to stop, it asks the runs that are under way,
+    and begins no other.
+
+    Raises:
+        Preempted: it was asked to stop.
+        UsageError: another sweep is at work in the directory.
+    """
+    left = sweep.left()
+    log.info("%d of %d runs are done", len(sweep.jobs) - len(left), len(sweep.jobs))
+    runner, outcomes = Runner(environments(at_once, gpus())), []
+    with files.writing(sweep.directory):
+        sweep.directory.mkdir(parents=True, exist_ok=True)
+    with files.exclusive(sweep.directory):
+        sweep.write(left)
+        forget_requests(sweep.directory)
+        stop = StopRequest(sweep.directory)
+        with ThreadPoolExecutor(at_once) as pool, stop.heeding_interrupts():
+            try:
+                for outcome in completed([pool.submit(runner, job) for job in left], stop, runner):
+                    outcomes.append(outcome)
+                    tell(outcome)
+                    write_table(sweep)
+            except BaseException:
+                runner.stopping.set()
+                runner.ending.set()
+                raise
+    if runner.stopping.is_set():
+        raise Preempted(
+            f"the sweep was stopped with {len(sweep.left())} of {len(sweep.jobs)} runs to go",
+            "start the same command again to go on",
+        )
+    return outcomes
+
+
+def completed(
+    pending: Sequence[Future[Outcome]], stop: StopRequest, runner: Runner
+) -> Iterator[Outcome]:
+    """The outcomes as they come; meanwhile looks whether the sweep is asked to stop."""
+    waiting = set(pending)
+    while waiting:
+        ended, waiting = wait(waiting, POLL, FIRST_COMPLETED)
+        if stop.poll() is not None:
+            runner.stopping.set()
+        yield from (future.result() for future in ended)
+
+
+def commands(job: Job) -> list[list[str]]:
+    """What is run for a job; the verb and what it is about are the last two words of each."""
+    python = [sys.executable, "-m", "kdad_dist"]
+    train, score = [*python, "train"], [*python, "score"]
+    if any(name in os.environ for name in LAUNCHED):
+        launch = files.shipped("launch")
+        train, score = [str(launch / "train.sh")], [str(launch / "score.sh")]
+    return [[*train, str(job.file)], [*score, str(job.run)], [*python, "report", str(job.run)]]
+
+
+def tell(outcome: Outcome) -> None:
+    job = outcome.job
+    match outcome.code:
+        case 0:
+            log.info("%s: done", job.run.name)
+        case Preempted.exit_code:
+            log.info("%s: stopped, to go on later", job.run.name)
+        case _:
+            log.error("%s: failed: %s\n  %s", job.run.name, outcome.reason, job.log)
+
+
+def reason(messages: Path, start: int, code: int) -> str:
+    """Why a command failed: its own last message, as far as one can be made out."""
+    if code < 0:
+        return f"killed by {Signals(-code).name}"
+    with messages.open("rb") as file:
+        file.seek(start)
+        lines = file.read().decode(errors="replace").splitlines()
+    ours = [i for i, line in enumerate(lines) if line.startswith("kdad: ")]
+    if not ours:
+        return next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
+    # A message goes on in lines that are indented.
+    end = next((i for i in range(ours[-1] + 1, len(lines)) if lines[i][:2] != "  "), len(lines))
+    return "\n".join(lines[ours[-1] : end]).removeprefix("kdad: ")
+
+
+def gpus() -> list[str]:
+    """The GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if chosen is not None:
+        return [name for name in chosen.split(",") if name]
+    return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def environments(at_once: int, gpus: Sequence[str]) -> list[dict[str, str]]:
+    """For each run that is under way at once, its share of the GPUs, or of the cores.
+
+    Where there are fewer GPUs than runs, several runs share one.
+    """
+    found: list[dict[str, str]] = [{"KDAD_PYTHON": sys.executable} for _ in range(at_once)]
+    for i, environment in enumerate(found):
+        if gpus:
+            first, end = (k * len(gpus) // at_once for k in (i, i + 1))
+            mine = gpus[first:end] if len(gpus) >= at_once else [gpus[i % len(gpus)]]
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(mine)
+            if os.environ.get("KDAD_MODE", "cpu") != "cpu" and "KDAD_PROCESSES" not in os.environ:
+                environment["KDAD_PROCESSES"] = str(len(mine))
+        if at_once > 1 and "OMP_NUM_THREADS" not in os.environ:
+            environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
+    return found
+
+
+def refuse_failures(outcomes: Sequence[Outcome]) -> None:
+    """Raises:
+    KdadError: runs failed; it names them, and why.
+    Preempted: none failed, but some stopped before their end, by their own time limit say.
+    """
+    failed = [o for o in outcomes if o.code not in (0, Preempted.exit_code)]
+    if failed:
+        raise KdadError(
+            f"{len(failed)} of {len(outcomes)} runs failed:\n"
+            + "\n".join(f"{o.job.run.name}: {o.reason}" for o in failed),
+            "mend it and start the same command again: what is done is kept",
+        )
+    stopped = [o for o in outcomes if o.code == Preempted.exit_code]
+    if stopped:
+        raise Preempted(
+            f"{len(stopped)} of {len(outcomes)} runs stopped before their end",
+            "start the same command again to go on",
+        )
