@@ -20,6 +20,8 @@ from kdad_dist.runtime.status import last
 BASE = "sweep"
 """The sweep's own configuration is `sweep.yaml` in its directory."""
 SCORED, NOT_SCORED, NOT_STARTED = "scored", "not scored", "not started"
+COMMAND = "== "
+"""Begins the line of a log after which a command speaks."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +52,22 @@ class Job:
         if state != "finished":
             return state
         return SCORED if self.is_scored() else NOT_SCORED
+
+    def last_words(self) -> str | None:
+        """Why the last command failed, in its own words; None where it has not said so."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return None
+        lines = text.splitlines()
+        starts = [i for i, line in enumerate(lines) if line.startswith(COMMAND)]
+        lines = lines[starts[-1] if starts else 0 :]
+        ours = [i for i, line in enumerate(lines) if line.startswith("kdad: ")]
+        if not ours:
+            return None
+        # A message goes on in lines that are indented.
+        end = next((i for i in range(ours[-1] + 1, len(lines)) if lines[i][:2] != "  "), len(lines))
+        return "\n".join(lines[ours[-1] : end]).removeprefix("kdad: ")
 
     def is_scored(self) -> bool:
         """Whether the figures of the run are those of its configuration as it is now."""

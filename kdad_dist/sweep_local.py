@@ -6,12 +6,12 @@ does not touch the others, and each sees its own GPUs.
 
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from signal import Signals
 from threading import Event
@@ -23,7 +23,7 @@ from kdad_dist import files
 from kdad_dist.errors import KdadError, Preempted
 from kdad_dist.runtime.preemption import PREEMPT_FILE, StopRequest
 from kdad_dist.runtime.stopping import forget_requests
-from kdad_dist.sweep import Job, Sweep
+from kdad_dist.sweep import COMMAND, Job, Sweep
 from kdad_dist.sweep_table import write_table
 
 log = logging.getLogger(__name__)
@@ -56,17 +56,21 @@ class Runner:
     def __call__(self, job: Job) -> Outcome:
         environment = self.free.get()
         try:
-            with files.writing(job.log), job.log.open("a", encoding="utf-8") as messages:
+            with (
+                files.writing(job.log),
+                job.log.open("a", encoding="utf-8", errors="backslashreplace") as messages,
+            ):
                 for command in commands(job):
                     if self.stopping.is_set():
                         return Outcome(job, Preempted.exit_code)
-                    start = messages.tell()
+                    messages.write(f"{COMMAND}{shlex.join(command)}\n")
+                    messages.flush()
                     log.info("%s: %s", job.run.name, command[-2])
                     code = self.follow(command, job, environment, messages)
                     if code == Preempted.exit_code:
                         return Outcome(job, code)
                     if code:
-                        return Outcome(job, code, reason(job.log, start, code))
+                        return Outcome(job, code, reason(job, code))
         except KdadError as error:
             return Outcome(job, error.exit_code, str(error))
         finally:
@@ -161,19 +165,11 @@ def tell(outcome: Outcome) -> None:
             log.error("%s: failed: %s\n  %s", job.run.name, outcome.reason, job.log)
 
 
-def reason(messages: Path, start: int, code: int) -> str:
-    """Why a command failed: its own last message, as far as one can be made out."""
+def reason(job: Job, code: int) -> str:
+    """Why a command failed."""
     if code < 0:
         return f"killed by {Signals(-code).name}"
-    with messages.open("rb") as file:
-        file.seek(start)
-        lines = file.read().decode(errors="replace").splitlines()
-    ours = [i for i, line in enumerate(lines) if line.startswith("kdad: ")]
-    if not ours:
-        return next((line for line in reversed(lines) if line.strip()), f"exit code {code}")
-    # A message goes on in lines that are indented.
-    end = next((i for i in range(ours[-1] + 1, len(lines)) if lines[i][:2] != "  "), len(lines))
-    return "\n".join(lines[ours[-1] : end]).removeprefix("kdad: ")
+    return job.last_words() or f"exit code {code}; the end of {job.log} may say why"
 
 
 def gpus() -> list[str]:

@@ -11,7 +11,7 @@ from kdad_dist import files
 from kdad_dist.report_text import COLUMNS
 from kdad_dist.runtime.rundir import metrics_file
 from kdad_dist.runtime.status import last
-from kdad_dist.sweep import SCORED, Job, Sweep
+from kdad_dist.sweep import NOT_SCORED, NOT_STARTED, SCORED, Job, Sweep
 
 Table = dict[str, Any]
 
@@ -75,13 +75,15 @@ def entry(job: Job) -> Table:
     metrics = None
     if state == SCORED:
         metrics = json.loads(metrics_file(job.config).read_text(encoding="utf-8"))["mean"]
-    failed = state == "failed"
+    reason = None
+    if state in ("failed", NOT_SCORED, NOT_STARTED):
+        reason = job.last_words() or last(job.run / "status.json").get("reason")
     return {
         "category": job.category,
         "seed": job.config.seed,
         "directory": str(job.run),
         "state": state,
-        "reason": last(job.run / "status.json").get("reason") if failed else None,
+        "reason": reason,
         "metrics": metrics,
     }
 

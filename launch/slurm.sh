@@ -25,6 +25,7 @@ run_directory() { "$KDAD_PYTHON" -m kdad_dist.runtime.launcher --run-directory "
 on_every_node() {
     local run=$1 script=$2 step code=0
     [[ -z $asked ]] || requeue
+    echo "== $script ${*:3}"  # tells in a log where a command begins
     # The first node to leave with 75 must not take the others down; one that fails does, a minute later.
     # shellcheck disable=SC2016  # each node fills in its own number
     srun --kill-on-bad-exit=0 --wait=60 bash -c 'KDAD_MACHINE_RANK=$SLURM_NODEID exec "$0" "$@"' \

@@ -201,15 +201,19 @@ def test_gpus_and_cores_are_divided_among_the_runs_under_way(monkeypatch):
     assert environments(2, ["0", "1", "2"])[1]["KDAD_PROCESSES"] == "2"
 
 
-def test_the_reason_of_a_failure_is_the_commands_own_last_message(tmp_path):
-    log = tmp_path / "log"
-    log.write_text("kdad: of before\n")
-    start = log.stat().st_size
-    with log.open("a") as file:
-        file.write("step 1\nkdad: bad data\n  -> pack again\nTraceback of a launcher\n")
-    assert reason(log, start, 1) == "bad data\n  -> pack again"
-    assert reason(log, log.stat().st_size, 3) == "exit code 3"
-    assert reason(log, start, -9) == "killed by SIGKILL"
+def test_the_reason_of_a_failure_is_the_last_commands_own_message(config):
+    job = planned(config).jobs[1]
+    assert job.last_words() is None
+    job.log.parent.mkdir()
+    text = "== train\nkdad: of before\n== train\nstep 1\n"
+    job.log.write_text(text)
+    assert job.last_words() is None
+    assert reason(job, 3).startswith("exit code 3")
+    job.log.write_text(f"{text}kdad: bad data\n  -> pack again\nTraceback of a launcher\n")
+    assert reason(job, 1) == "bad data\n  -> pack again"
+    assert reason(job, -9) == "killed by SIGKILL"
+    [missing] = write_table(planned(config, 1, "tile"))["missing"]
+    assert missing["reason"].startswith("bad data")
 
 
 def test_failures_weigh_more_than_runs_that_may_go_on(config):

@@ -1,0 +1,26 @@
+"""What verbs have done, in words for a person."""
+
+from typing import Any
+
+
+def judged(facts: dict[str, Any]) -> str:
+    """What became of new images, for a person."""
+    images, anomalous = facts["images"], facts["anomalous"]
+    number = "1 image" if images == 1 else f"{images} images"
+    if anomalous is None:
+        return f"{number}, not judged for want of a threshold"
+    return f"{number}: {anomalous} anomalous, {images - anomalous} normal"
+
+
+def summary(packed: dict[str, Any]) -> str:
+    """What `kdad pack` did, for a person."""
+    lines = [f"layout: {packed['layout']}, because {packed['reason']}"]
+    for split, categories in packed["counts"].items():
+        for category, kinds in categories.items():
+            found = ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+            lines.append(f"{category} {split}: {found}")
+    lines += [f"skipped: {path} ({reason})" for path, reason in packed["skipped"]]
+    lines += [f"not used: {folder}" for folder in packed["unused"]]
+    done = "was packed already" if packed["unchanged"] else f"{packed['shards']} shards"
+    lines.append(f"{packed['images']} images in {packed['out']} ({done})")
+    return "\n".join(lines)
