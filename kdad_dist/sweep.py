@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from kdad_dist import files
-from kdad_dist.config import RunConfig, dump, load, load_run
+from kdad_dist.config import RunConfig, changed_keys, dump, load, load_run
 from kdad_dist.data.index import Index, Split
 from kdad_dist.errors import ConfigError, KdadError, UsageError
 from kdad_dist.runtime.rundir import CONFIG_FILE, metrics_file
@@ -78,7 +78,11 @@ class Job:
             is_newer = metrics.stat().st_mtime_ns > (self.run / CONFIG_FILE).stat().st_mtime_ns
         except (OSError, KdadError):
             return False
-        return is_newer and noted == self.config
+        return (
+            is_newer
+            and not changed_keys(noted, self.config)
+            and (noted.score, noted.method) == (self.config.score, self.config.method)
+        )
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from signal import Signals
 from threading import Event
@@ -21,8 +22,7 @@ import torch
 
 from kdad_dist import files
 from kdad_dist.errors import KdadError, Preempted
-from kdad_dist.runtime.preemption import PREEMPT_FILE, StopRequest
-from kdad_dist.runtime.stopping import forget_requests
+from kdad_dist.runtime.stopping import PREEMPT_FILE, StopRequest, forget_requests
 from kdad_dist.sweep import COMMAND, Job, Sweep
 from kdad_dist.sweep_table import write_table
 
@@ -61,11 +61,13 @@ class Runner:
                 job.log.open("a", encoding="utf-8", errors="backslashreplace") as messages,
             ):
                 for command in commands(job):
-                    if self.stopping.is_set():
+                    verb = Path(command[-2]).stem
+                    # A report takes a moment; a run that is scored counts as done.
+                    if self.stopping.is_set() and verb != "report":
                         return Outcome(job, Preempted.exit_code)
                     messages.write(f"{COMMAND}{shlex.join(command)}\n")
                     messages.flush()
-                    log.info("%s: %s", job.run.name, command[-2])
+                    log.info("%s: %s", job.run.name, verb)
                     code = self.follow(command, job, environment, messages)
                     if code == Preempted.exit_code:
                         return Outcome(job, code)
@@ -114,7 +116,7 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
         sweep.write(left)
         forget_requests(sweep.directory)
         stop = StopRequest(sweep.directory)
-        with ThreadPoolExecutor(at_once) as pool, stop.heeding_interrupts():
+        with ThreadPoolExecutor(at_once) as pool, stop.heeded(), stop.heeding_interrupts():
             try:
                 for outcome in completed([pool.submit(runner, job) for job in left], stop, runner):
                     outcomes.append(outcome)
