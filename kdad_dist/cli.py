@@ -4,13 +4,13 @@ import json
 import os
 import shlex
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from kdad_dist import __version__
+from kdad_dist.cli_choices import Format, Layout, Mode, Resize
 from kdad_dist.cli_text import judged, summary
 from kdad_dist.errors import DataError, KdadError, UsageError
 
@@ -30,31 +30,6 @@ Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the configuration: key.subkey=value ...")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-
-
-class Layout(StrEnum):
-    AUTO = "auto"
-    MVTEC = "mvtec"
-    VISA = "visa"
-    FOLDER = "folder"
-    CLASSES = "classes"
-
-
-class Resize(StrEnum):
-    SQUASH = "squash"
-    SHORTER = "shorter"
-
-
-class Mode(StrEnum):
-    DDP = "ddp"
-    FSDP2 = "fsdp2"
-    ZERO1 = "zero1"
-    ZERO2 = "zero2"
-    ZERO3 = "zero3"
-
-
-class Format(StrEnum):
-    SAFETENSORS = "safetensors"
 
 
 def main() -> None:
