@@ -114,8 +114,8 @@ def assemble(
     poll()
     identity = own_identity(index, method)
     refuse_mode(config, method, here.mode, here.world)
-    # FSDP2 cuts up parameters in their plain order and takes no other.
-    order = torch.contiguous_format if here.mode == "fsdp2" else torch.channels_last
+    # The others cut up parameters in their plain order and take no other.
+    order = torch.channels_last if here.mode == "ddp" else torch.contiguous_format
     method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]
     loaders = open_loaders(config, index, method, here, poll)
     if method.wants_images:

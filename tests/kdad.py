@@ -18,6 +18,7 @@ import yaml
 
 from tests.helpers import make_mvtec
 from tests.launcher import free_port
+from tests.needs import REPOSITORY
 
 MODES = {
     "ddp": {},
@@ -28,6 +29,15 @@ MODES = {
         "FSDP_RESHARD_AFTER_FORWARD": "true",
         "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
         "FSDP_CPU_RAM_EFFICIENT_LOADING": "false",
+    },
+    **{
+        f"zero{stage}": {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_CONFIG_FILE": str(
+                REPOSITORY / f"launch/deepspeed/zero{stage}.json"
+            ),
+        }
+        for stage in (1, 2, 3)
     },
 }
 """What `accelerate launch` puts into the environment for the files below launch/accelerate."""

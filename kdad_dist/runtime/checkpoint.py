@@ -6,6 +6,7 @@ checkpoints/
     manifest.json      step, metrics, identity, format, size and sha256 of every file, and its own
     .metadata          (format dcp) which tensor lies where
     __0_0.distcp ...   (format dcp) the tensors, one file from each process that wrote
+    zero/              (format zero) the same in DeepSpeed's own files
   .step_00001100.3f2a9c01.partial/      being written, or being deleted; never read
 ```
 
@@ -199,7 +200,7 @@ class CheckpointManager:
         Every file is verified first, each process taking a share of them.
 
         Raises:
-            CheckpointError: it is damaged, of another run, of another format, or does not fit.
+            CheckpointError: it is damaged, of another run, or does not fit.
         """
 
         def read() -> dict[str, Any]:
@@ -215,15 +216,9 @@ class CheckpointManager:
         """The manifest of a verified checkpoint, once it is clear that it is of this run.
 
         Raises:
-            CheckpointError: it is of another one, of another format, or does not fit.
+            CheckpointError: it is of another one, or does not fit.
         """
         body = read_manifest(path)
-        if body["format"] != contents.format:
-            raise CheckpointError(
-                f"{path} was written in the format {body['format']}; this launch reads and "
-                f"writes {contents.format}",
-                "go on in the mode that wrote it (docs/cluster.md)",
-            )
         # First: of another network, names and shapes say more than that its hash differs.
         contents.check(path, body["files"])
         self._check_identity(path, body)

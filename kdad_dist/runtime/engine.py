@@ -130,7 +130,12 @@ def build_engine(config: RunConfig, method: Method, here: Session) -> Engine:
     """
     if here.world > 1:
         convert_batchnorm(method.student)
-    engine = Native(config, method, here)
+    if here.mode.startswith("zero"):
+        from kdad_dist.runtime.zero import Zero  # DeepSpeed need not be installed
+
+        engine: Engine = Zero(config, method, here)
+    else:
+        engine = Native(config, method, here)
     launch.check_wrapper(engine.student, here.world, here.mode)
     method.student = engine.student
     return engine

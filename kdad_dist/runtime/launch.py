@@ -13,8 +13,6 @@ from pathlib import Path
 
 import yaml
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
-from torch.nn.parallel import DistributedDataParallel
 
 from kdad_dist.errors import UsageError
 
@@ -22,7 +20,12 @@ log = logging.getLogger(__name__)
 
 ENGINES = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
 """By these variables a launcher asks for more than DDP."""
-WRAPPERS: dict[str, type] = {"ddp": DistributedDataParallel, "fsdp2": FSDPModule}
+WRAPPERS = {
+    "ddp": "DistributedDataParallel",
+    "fsdp2": "FSDPModule",
+    **dict.fromkeys(("zero1", "zero2", "zero3"), "DeepSpeedEngine"),
+}
+"""By the name of its class: DeepSpeed need not be installed."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +123,7 @@ def check(world: int, wrapper: str) -> None:
 
 
 def asked_mode(environment: Mapping[str, str]) -> str:
-    """The mode that the launcher asks for: ddp, or fsdp2.
+    """The mode that the launcher asks for: ddp, fsdp2, or zero of a stage that stands elsewhere.
 
     Raises:
         UsageError: this program does not train in that mode.
@@ -130,10 +133,7 @@ def asked_mode(environment: Mapping[str, str]) -> str:
         return environment.get(name, "").lower() in {"true", "1"}
 
     if said("ACCELERATE_USE_DEEPSPEED"):
-        raise UsageError(
-            "the launcher asks for DeepSpeed (ACCELERATE_USE_DEEPSPEED)",
-            "use launch/accelerate/cpu.yaml, multi_gpu.yaml or fsdp2.yaml",
-        )
+        return "zero"
     if not said("ACCELERATE_USE_FSDP"):
         return "ddp"
     version = environment.get("FSDP_VERSION", "1")
@@ -170,7 +170,7 @@ def check_wrapper(student: nn.Module, world: int, mode: str) -> None:
         UsageError: several processes, and not the wrapper of the mode around the student.
     """
     wrapper = type(student).__name__
-    shares = isinstance(student, WRAPPERS[mode])
+    shares = WRAPPERS[mode] in {kind.__name__ for kind in type(student).mro()}
     if not shares and (world > 1 or mode != "ddp"):
         raise UsageError(
             f"{world} processes are connected under {mode}, but the student is a plain {wrapper}: "

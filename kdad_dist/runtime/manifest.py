@@ -48,7 +48,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             f"{file} has version {body['version']}; this program reads version {VERSION}",
             "use the version of kdad_dist that wrote it",
         )
-    outside = [name for name in body["files"] if not re.fullmatch(r"\.?\w[\w.]*", name)]
+    outside = [name for name in body["files"] if not re.fullmatch(r"(\w+/)?\.?\w[\w.]*", name)]
     if outside:
         raise damaged(file, f"it names a file outside of its directory, {outside[0]!r}")
     if path.name != step_name(body["step"]):

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from torch import Tensor
 
 from kdad_dist.data.plan import seeds
 from kdad_dist.errors import ConfigError, PeerLost
-from kdad_dist.runtime import launch
+from kdad_dist.runtime import launch, zero_config
 from kdad_dist.runtime.together import lost_peer
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for a process that does not come, a slow cache filling included."""
 GRACE = 2.0
 """Seconds that a process outlives the one it lost: a launcher takes the exit code of the first."""
+FAREWELL = 0.1
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,8 @@ class Session:
     """Processes on this node."""
     device: torch.device
     mode: str = "ddp"
-    """How the processes train together: ddp (with one process too) or fsdp2."""
+    """How the processes train together: ddp (with one process too), fsdp2, zero1, zero2, zero3."""
+    precision: str = "no"
 
     @property
     def is_main(self) -> bool:
@@ -55,8 +59,10 @@ class Session:
             dist.all_reduce(values)
         return values
 
-    def autocast(self) -> AbstractContextManager[None]:
+    def autocast(self) -> AbstractContextManager[Any]:
         """Computes in the precision of the session what follows."""
+        if self.mode.startswith("zero"):  # accelerate leaves precision to DeepSpeed
+            return torch.autocast(self.device.type, torch.bfloat16, self.precision == "bf16")
         return self.accelerator.autocast()
 
     def reseed(self, seed: int, step: int) -> None:
@@ -93,6 +99,9 @@ def start(precision: str = "no", trains: bool = False) -> Iterator[Session]:
         if dist.is_initialized():
             dist.barrier()
             dist.destroy_process_group()
+            # gloo's threads let go of their last tensors a moment later; where Python had come to
+            # its end by then, they would abort the process (seen under DeepSpeed).
+            time.sleep(FAREWELL)
     except RuntimeError as error:
         if not lost_peer(error):
             raise
@@ -126,14 +135,23 @@ def join(precision: str, trains: bool) -> Session:
     # in another order after a resume (measured on three and more processes).
     wrapping = DistributedDataParallelKwargs(broadcast_buffers=False, find_unused_parameters=True)
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
+    settings = None
+    if mode == "zero":
+        settings = zero_config.plugin(precision, on_cpu)
+        mode = f"zero{settings.zero_stage}"
     if mode == "fsdp2" and on_cpu:
         # On a CPU accelerate would train under DDP in silence: it looks for FSDP only where it
         # believes in several GPUs. What follows is the same code as on these.
         PartialState(cpu=True, timeout=TIMEOUT).distributed_type = DistributedType.MULTI_GPU
     accelerator = Accelerator(
         cpu=on_cpu and mode == "ddp",
-        mixed_precision=precision,
-        kwargs_handlers=[wrapping, InitProcessGroupKwargs(timeout=TIMEOUT)],
+        # DeepSpeed would take it for the precision of the weights.
+        mixed_precision="no" if settings else precision,
+        deepspeed_plugin=settings,
+        kwargs_handlers=[
+            wrapping,
+            InitProcessGroupKwargs("gloo" if settings and on_cpu else None, timeout=TIMEOUT),
+        ],
     )
     session = Session(
         accelerator,
@@ -142,6 +160,7 @@ def join(precision: str, trains: bool) -> Session:
         int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
         accelerator.device,
         mode,
+        precision,
     )
     if not session.is_main:
         logging.getLogger("kdad_dist").setLevel(logging.ERROR)

@@ -8,7 +8,7 @@ pickle; it is read by an unpickler that knows a dozen plain classes and no other
 
 import pickle
 import warnings
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,18 @@ from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorS
 from torch.distributed.checkpoint.planner import SavePlan, SavePlanner
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.checkpoint.storage import WriteResult
+from torch.distributed.checkpoint.storage import StorageReader, WriteResult
 from torch.futures import Future
 from torch.optim import Optimizer
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.runtime.manifest import damaged
 from kdad_dist.runtime.together import Group, rank_here
+from kdad_dist.runtime.zero_files import ZeroFiles
 
 METADATA = ".metadata"
+Stored = Mapping[str, TensorStorageMetadata]
+"""What is said of the tensors of a checkpoint, by their names."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,18 @@ class Tensors:
 
     def check(self, folder: Path, files: Collection[str]) -> None:
         """Compares names, shapes and kinds of number; reads no tensor. Not collective."""
-        _targets(folder, self.student, _read_metadata(folder, files).state_dict_metadata)
+        stored, _ = open_checkpoint(folder, files)
+        fitting(folder, _student_tensors(self.student), _frozen(self.student), stored)
 
     def read(self, folder: Path, files: Collection[str]) -> None:
         """The optimizer keeps its own hyper-parameters. Not collective."""
-        metadata = _read_metadata(folder, files)
-        stored = metadata.state_dict_metadata
-        targets = _targets(folder, self.student, stored)
+        stored, reader = open_checkpoint(folder, files)
+        tensors, frozen = _student_tensors(self.student), _frozen(self.student)
+        targets = fitting(folder, tensors, frozen, stored)
         moments = _empty_moments(folder, self.student, stored) if self.optimizer else {}
         for name, state in moments.items():
             targets |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
-        with warnings.catch_warnings():
-            _ignore_single_process()
-            load(targets, storage_reader=_Reader(folder, metadata), no_dist=True)
+        read_into(targets, reader)
         if self.optimizer:
             _set_moments(self.student, self.optimizer, moments)
 
@@ -115,9 +117,30 @@ def _frozen(student: nn.Module) -> set[str]:
     return {f"student.{name}" for name, value in parameters if not value.requires_grad}
 
 
-def _targets(path: Path, student: nn.Module, stored: dict[str, Any]) -> dict[str, Tensor]:
+def open_checkpoint(path: Path, files: Collection[str]) -> tuple[Stored, StorageReader]:
+    """What stands in the verified files of a checkpoint of any mode, and who reads it.
+
+    Raises:
+        CheckpointError: they are not what they claim to be.
+    """
+    if METADATA not in files:
+        reader = ZeroFiles(path, files)
+        return reader.stored(), reader
+    metadata = _read_metadata(path, files)
+    return metadata.state_dict_metadata, _Reader(path, metadata)  # pyright: ignore
+
+
+def read_into(targets: dict[str, Tensor], reader: StorageReader) -> None:
+    """Fills tensors, whole or sharded, by their names in a checkpoint. Not collective."""
+    with warnings.catch_warnings():
+        _ignore_single_process()
+        load(targets, storage_reader=reader, no_dist=True)
+
+
+def fitting(
+    path: Path, tensors: dict[str, Tensor], frozen: set[str], stored: Stored
+) -> dict[str, Tensor]:
     """The student's tensors that a checkpoint holds, once it is clear that all of them fit."""
-    tensors = _student_tensors(student)
     there = {name for name in stored if name.startswith("student.")}
     targets = {name: tensors[name] for name in sorted(there & tensors.keys())}
     faults = []
@@ -125,7 +148,7 @@ def _targets(path: Path, student: nn.Module, stored: dict[str, Any]) -> dict[str
         found = (tuple(stored[name].size), stored[name].properties.dtype)
         if found != (tuple(tensor.shape), tensor.dtype):
             faults.append(f"{name} is {found}, not {(tuple(tensor.shape), tensor.dtype)}")
-    faults += [f"{name} is missing" for name in sorted(tensors.keys() - there - _frozen(student))]
+    faults += [f"{name} is missing" for name in sorted(tensors.keys() - there - frozen)]
     faults += [f"{name} is not in this student" for name in sorted(there - tensors.keys())]
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
@@ -136,9 +159,7 @@ def _targets(path: Path, student: nn.Module, stored: dict[str, Any]) -> dict[str
     return targets
 
 
-def _empty_moments(
-    path: Path, student: nn.Module, stored: dict[str, Any]
-) -> dict[str, dict[str, Tensor]]:
+def _empty_moments(path: Path, student: nn.Module, stored: Stored) -> dict[str, dict[str, Tensor]]:
     """Uninitialised optimizer state of each parameter, of the stored kinds, to be filled."""
     parameters = dict(_bare(student).named_parameters())
     moments: dict[str, dict[str, Tensor]] = {}

@@ -25,6 +25,7 @@ LAYERS = (
 )
 DOORWAYS = {
     "accelerate": ("runtime/", "train.py", "score.py"),
+    "deepspeed": ("runtime/",),
     "webdataset": ("data/",),
     "timm": ("models/backbone.py", "models/mae"),
     "loralib": ("models/lora.py",),

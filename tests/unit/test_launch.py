@@ -48,13 +48,12 @@ def test_the_mode_is_what_the_launcher_asks_for():
     assert launch.asked_mode(asked) == "fsdp2"
     with pytest.raises(UsageError, match="FSDP version 1"):
         launch.asked_mode(asked | {"FSDP_VERSION": "1"})
-    with pytest.raises(UsageError, match="DeepSpeed"):
-        launch.asked_mode({"ACCELERATE_USE_DEEPSPEED": "true"})
+    assert launch.asked_mode({"ACCELERATE_USE_DEEPSPEED": "true"}) == "zero"
 
 
 def test_an_unwrapped_student_among_several_processes_is_refused():
     launch.check_wrapper(torch.nn.Linear(2, 2), 1, "ddp")
-    for world, mode in ((2, "ddp"), (2, "fsdp2"), (1, "fsdp2")):
+    for world, mode in ((2, "ddp"), (2, "fsdp2"), (1, "fsdp2"), (1, "zero2")):
         with pytest.raises(UsageError, match="plain Linear"):
             launch.check_wrapper(torch.nn.Linear(2, 2), world, mode)
 
