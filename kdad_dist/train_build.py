@@ -15,7 +15,8 @@ from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import load_weights, read_weights
 from kdad_dist.runtime import account
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
-from kdad_dist.runtime.engine import Engine, build_engine
+from kdad_dist.runtime.engine import Engine
+from kdad_dist.runtime.engines import build_engine
 from kdad_dist.runtime.finished import say_so
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.identity import frozen_weights

@@ -16,8 +16,6 @@ from torch.distributed.tensor import DTensor
 
 from kdad_dist.config import RunConfig
 from kdad_dist.methods.base import Method
-from kdad_dist.models.norm import convert_batchnorm
-from kdad_dist.runtime import launch
 from kdad_dist.runtime.checkpoint import Contents
 from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.session import Session
@@ -120,22 +118,3 @@ class Native(Engine):
         scaler = self.accelerator.scaler
         if scaler is not None:
             scaler.load_state_dict(scaler.state_dict() | {name: facts[name] for name in SCALER})
-
-
-def build_engine(config: RunConfig, method: Method, here: Session) -> Engine:
-    """The engine of the launch's mode; `method.student` becomes what it wraps.
-
-    Raises:
-        UsageError: the student would not be shared between the processes.
-    """
-    if here.world > 1:
-        convert_batchnorm(method.student)
-    if here.mode.startswith("zero"):
-        from kdad_dist.runtime.zero import Zero  # DeepSpeed need not be installed
-
-        engine: Engine = Zero(config, method, here)
-    else:
-        engine = Native(config, method, here)
-    launch.check_wrapper(engine.student, here.world, here.mode)
-    method.student = engine.student
-    return engine
