@@ -3,9 +3,12 @@
 Nothing here needs torch, so that a request is heeded from the first moments of a command on.
 """
 
+import ctypes
 import logging
 import math
+import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +20,8 @@ from kdad_dist.errors import Preempted
 
 PREEMPT_FILE = "PREEMPT"
 MARK = "stopped.txt"
+PR_SET_PDEATHSIG = 1
+"""Of prctl(2)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LOOK_EVERY = 0.5
 """Seconds between two looks at the disk, which may be far away."""
@@ -42,6 +47,7 @@ class StopRequest:
     def heeded(self) -> Iterator["StopRequest"]:
         """Meanwhile the signals ask to stop, however often they come."""
         before = {number: signal.signal(number, self._note) for number in SIGNALS}
+        outlive_no_launcher()
         try:
             yield self
         finally:
@@ -87,6 +93,15 @@ class StopRequest:
             again = "; Ctrl-C again stops at once" if "SIGINT" in self.reason else ""
             log.info("%s: stopping in order, which may take a few steps%s", self.reason, again)
         return self.reason
+
+
+def outlive_no_launcher() -> None:
+    """Has Linux ask this process to stop where the launcher that started it is killed outright.
+
+    It would go on otherwise, unseen, and keep the run directory from whoever starts it again.
+    """
+    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 class Stop:
