@@ -115,6 +115,9 @@ class TrainConfig:
     """Steps that a bad loss or a request to stop may wait before the processes agree on it."""
     max_time: PositiveFloat | None = None
     """Minutes after which the run saves, stops, and asks to be started again (exit code 75)."""
+    timeout_minutes: PositiveFloat = 30
+    """Minutes for which no process comes any further when a launch is given up; it also says which
+    one hangs. For scoring too."""
     init_from: str | None = None
     """A checkpoint's directory, or an exported file, whose weights the student starts from."""
     changed_config: Literal["refuse", "accept"] = "refuse"
@@ -207,7 +210,7 @@ FREE_TO_CHANGE = ("name", "output", "checkpoint", "score", "track")
 FREE_KEYS = {
     # Shards may move: the fingerprint of their content stands in every checkpoint.
     "data": ("cache", "shards"),
-    "train": ("log_every", "check_every", "max_time", "changed_config"),
+    "train": ("log_every", "check_every", "max_time", "timeout_minutes", "changed_config"),
 }
 
 

@@ -132,7 +132,7 @@ def predict(
     launch.check_precision("score.precision", config.score.precision)
     paths = find_images(patterns)
     out = (out or config.directory / "predictions").resolve()
-    with session.start() as here:
+    with session.start(timeout_minutes=config.train.timeout_minutes) as here:
         shared(lambda: refuse_foreign(out) if here.is_main else None)
         run = config.directory
         write(run, lambda: forget_requests(run) if here.is_main else None)
@@ -165,6 +165,7 @@ def run_units(
             rows += [{"order": [number, i], **row} for i, row in enumerate(found.rows)]
             timings.append(Timing(len(found.rows), found.seconds))
             bar.advance(len(found.rows))
+            here.at(0, f"unit {number}")
             stop.check()
     part = {"rows": rows, "timings": timings}
     files.write_json(predictor.out / f"rank_{here.rank:05d}.json", part)

@@ -113,7 +113,7 @@ def score(config: RunConfig, request: StopRequest) -> dict[str, Any]:
         Preempted: it was asked to stop; results are what they were, and what was done is kept.
     """
     launch.check_precision("score.precision", config.score.precision)
-    with session.start() as here:
+    with session.start(timeout_minutes=config.train.timeout_minutes) as here:
         index, units = shared(lambda: plan(config))
         run = config.directory
         write(run, lambda: forget_requests(run) if here.is_main else None)
@@ -138,7 +138,7 @@ def score(config: RunConfig, request: StopRequest) -> dict[str, Any]:
 
             def finish() -> dict[str, Any]:
                 found = results(config, partial, read(partial, names))
-                examples(scorer, units, found.tested, partial, stop)
+                examples(scorer, units, found.tested, partial, stop, here)
                 forget(partial)
                 made = provenance(config, trained, found.timings, seconds, here.world)
                 return found.metrics | {"provenance": {"fingerprint": index.fingerprint, **made}}
@@ -224,6 +224,7 @@ def standards_of(
                 maps = [image.anomaly_map for image in unit.images if image.anomaly_map is not None]
                 if not maps:
                     raise DataError("the method gives no maps", "set score.standardise=false")
+                here.at(0, f"held-out unit {number}")
                 found.append((number, Moments.of(torch.from_numpy(np.stack(maps)))))
                 stop.check()
         return found
@@ -262,6 +263,7 @@ def run_units(
                         write_map(
                             partial / MAPS, image.sample.key, image.anomaly_map, scorer.config
                         )
+                here.at(0, f"unit {number}")
                 part.add(number, unit)
                 bar.advance(len(unit.images))
                 if time.monotonic() - part.began > SAVE_EVERY:
@@ -270,16 +272,23 @@ def run_units(
                 stop.check()
     finally:
         names += part.save(partial, here.world)
+    here.at(2, "the end of its share")
     return names
 
 
 def examples(
-    scorer: Scorer, units: Sequence[Unit], tested: Sequence[Row], partial: Path, stop: Stop
+    scorer: Scorer,
+    units: Sequence[Unit],
+    tested: Sequence[Row],
+    partial: Path,
+    stop: Stop,
+    here: Session,
 ) -> None:
     """Scores again what is worth looking at, and keeps its pictures."""
     samples = {s.key: s for unit in units if unit.kind == TEST for s in unit.samples}
 
     def outcome(key: str) -> Scored:
+        here.at(1, "the examples")
         stop.check()
         return scorer(Unit(TEST, [samples[key]])).images[0]
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain, islice
 from typing import cast
 
@@ -19,7 +19,7 @@ from kdad_dist.runtime.finished import finished
 from kdad_dist.runtime.preemption import Agreement, Verdict
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, note, refuse_changes
-from kdad_dist.runtime.status import building
+from kdad_dist.runtime.status import after, building
 from kdad_dist.runtime.stopping import StopRequest
 from kdad_dist.runtime.together import shared
 from kdad_dist.runtime.tracker import check_trackers
@@ -36,7 +36,13 @@ def train(config: RunConfig, stop: StopRequest) -> None:
     """
     check_trackers(config.track)
     launch.check_precision("train.precision", config.train.precision)
-    with session.start(config.train.precision, trains=True) as here:
+    train = config.train
+
+    def stuck(problem: str) -> None:
+        with suppress(OSError):
+            after(config.directory, writes=True).write("failed", problem)
+
+    with session.start(train.precision, train.timeout_minutes, trains=True, stuck=stuck) as here:
         refuse_changes(config)
         with ExitStack() as stack:
             if_main = [claimed(config)] if here.is_main else []
@@ -67,6 +73,7 @@ def fit(run: Run) -> None:
         for step, micros in steps_left(run):
             done, lr = step + 1, rate(run, step)
             run.session.reseed(run.config.seed, step)  # dropout: the same after a resume
+            run.session.at(done, f"step {done}")
             losses, norm = take_step(run, micros, lr)
             agreement.note(done, is_finite(run, losses["loss"], norm))
             record.step(done, losses, norm, lr)
@@ -127,12 +134,13 @@ def steps_left(run: Run) -> Iterator[tuple[int, list[Micro]]]:
     steps = run.loader.steps(run.state.step, run.steps)
     first = shared(lambda: (run.starting.check(), list(islice(steps, 1)))[1])
     run.starting.over = True
+    run.session.at(0, "the first step")
     return enumerate(chain(first, steps), run.state.step)
 
 
 def validation(run: Run, record: Recorder, done: int) -> dict[str, float]:
     """Measures the loss on the held-out images; {} if the processes were asked to stop."""
-    loss = validate(run, cast(Loader, run.validation))
+    loss = validate(run, cast(Loader, run.validation), done)
     if loss is None:
         return {}
     record.validation(done, loss)
@@ -140,7 +148,7 @@ def validation(run: Run, record: Recorder, done: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def validate(run: Run, loader: Loader) -> float | None:
+def validate(run: Run, loader: Loader, done: int) -> float | None:
     """The mean loss on the held-out normal images; None: all processes left it, asked to stop.
 
     There are as many forwards on every process, for in some modes a forward is collective.
@@ -151,6 +159,7 @@ def validate(run: Run, loader: Loader) -> float | None:
     total = torch.zeros(2, dtype=torch.float64, device=run.session.device)
     stop = False
     for number, micros in enumerate(loader.steps(0, loader.steps_per_epoch), 1):
+        run.session.at(done, f"batch {number} of the validation after step {done}")
         for micro in micros:
             with run.session.autocast():
                 loss = run.method(micro.batch)["loss"]

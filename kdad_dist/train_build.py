@@ -67,11 +67,16 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
         Preempted: it was asked to stop, here or in another process.
     """
     starting = Stop(stop, config.directory, "the start", "begins where this one did")
+
+    def poll() -> None:
+        here.at(-1, "its start")
+        starting.check()
+
     folder = config.directory / "checkpoints"
     keep = Rotation(config.checkpoint.keep, config.checkpoint.keep_hours)
     newest = CheckpointManager(folder, keep, identity={}).latest()
     index, method, identity, loader, held_out = shared(
-        lambda: assemble(config, here, newest is None, starting.check)
+        lambda: assemble(config, here, newest is None, poll)
     )
     cost = operations(method, config.data.image_size)
     images = loader.samples_seen(loader.steps_per_epoch)

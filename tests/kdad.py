@@ -143,6 +143,13 @@ def lines(run: Path, name: str = "loss") -> dict[int, float]:
     return {record["step"]: record[name] for record in records if name in record}
 
 
+def until(launched: Launched, condition: Callable[[], bool]) -> None:
+    """Waits for something that all ranks live to see."""
+    while not condition():
+        assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
+        time.sleep(0.02)
+
+
 def as_nobody() -> None:
     """Gives up root's permission to read and write everything; for `first`."""
     # Where Python itself belongs to root, nothing can be imported afterwards.

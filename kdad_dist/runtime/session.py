@@ -4,9 +4,9 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -27,10 +27,11 @@ from kdad_dist.data.plan import seeds
 from kdad_dist.errors import ConfigError, PeerLost
 from kdad_dist.runtime import launch, zero_config
 from kdad_dist.runtime.together import lost_peer
+from kdad_dist.runtime.watch import Watch, minutes, open_store
 
 log = logging.getLogger(__name__)
-TIMEOUT = timedelta(minutes=30)
-"""How long a collective waits for a process that does not come, a slow cache filling included."""
+MEETING = timedelta(minutes=10)
+"""How long the processes of a launch wait for each other at least, until all have come."""
 GRACE = 2.0
 """Seconds that a process outlives the one it lost: a launcher takes the exit code of the first."""
 FAREWELL = 0.1
@@ -48,6 +49,8 @@ class Session:
     mode: str = "ddp"
     """How the processes train together: ddp (with one process too), fsdp2, zero1, zero2, zero3."""
     precision: str = "no"
+    watch: Watch | None = None
+    """None: there is nobody else to wait for."""
 
     @property
     def is_main(self) -> bool:
@@ -58,6 +61,16 @@ class Session:
         if self.world > 1:
             dist.all_reduce(values)
         return values
+
+    def at(self, order: int, place: str) -> None:
+        """Says that this process has come further, lest the launch be given up.
+
+        Args:
+            order: how far; the same work has the same number on all processes.
+            place: the same in words.
+        """
+        if self.watch is not None:
+            self.watch.at(order, place)
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Computes in the precision of the session what follows."""
@@ -80,10 +93,17 @@ class Session:
 
 
 @contextmanager
-def start(precision: str = "no", trains: bool = False) -> Iterator[Session]:
+def start(
+    precision: str = "no",
+    timeout_minutes: float = 30.0,
+    trains: bool = False,
+    stuck: Callable[[str], None] = lambda problem: None,
+) -> Iterator[Session]:
     """Joins the processes of the launch, and leaves them in order at the end.
 
     Args:
+        timeout_minutes: for which no process comes any further when the launch is given up.
+        stuck: notes the reason for that.
         trains: whether a student will be trained, in the mode that the launcher asks for. Where
             none is, each process works for itself, whatever the mode.
 
@@ -92,7 +112,13 @@ def start(precision: str = "no", trains: bool = False) -> Iterator[Session]:
         ConfigError: the precision does not exist on this device.
         PeerLost: another process ended.
     """
-    session = join(precision, trains)
+    seconds = 60 * timeout_minutes
+    session = join(precision, trains, max(MEETING, timedelta(seconds=2 * seconds)))
+    watch = None
+    if session.world > 1:
+        store = open_store(timedelta(seconds=seconds))
+        watch = Watch(session.rank, session.world, store, seconds, stuck)
+        session = replace(session, watch=watch)
     try:
         yield session
         # Not after an error: the other processes may never come to this barrier.
@@ -106,19 +132,22 @@ def start(precision: str = "no", trains: bool = False) -> Iterator[Session]:
         if not lost_peer(error):
             raise
         time.sleep(GRACE)
+        who = " and ".join(watch.ended() if watch else []) or "another one"
         raise PeerLost(
-            f"process {session.rank} of {session.world} lost another one, which ended or did not "
-            f"answer for {TIMEOUT}",
+            f"process {session.rank} of {session.world} lost {who}, which ended or did not answer "
+            f"for {minutes(2 * seconds)}",
             "see what that one said, or whether the system killed it (out of memory?)",
         ) from None
     finally:
+        if watch is not None:
+            watch.stop()
         # accelerate keeps its state for the life of the process; the next session, of another
         # precision perhaps, must begin afresh.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
 
-def join(precision: str, trains: bool) -> Session:
+def join(precision: str, trains: bool, patience: timedelta) -> Session:
     """The session of this process, once it is clear that the launch is what was asked for."""
     on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
     if on_cpu and precision == "fp16":
@@ -142,7 +171,7 @@ def join(precision: str, trains: bool) -> Session:
     if mode == "fsdp2" and on_cpu:
         # On a CPU accelerate would train under DDP in silence: it looks for FSDP only where it
         # believes in several GPUs. What follows is the same code as on these.
-        PartialState(cpu=True, timeout=TIMEOUT).distributed_type = DistributedType.MULTI_GPU
+        PartialState(cpu=True, timeout=patience).distributed_type = DistributedType.MULTI_GPU
     accelerator = Accelerator(
         cpu=on_cpu and mode == "ddp",
         # DeepSpeed would take it for the precision of the weights.
@@ -150,7 +179,7 @@ def join(precision: str, trains: bool) -> Session:
         deepspeed_plugin=settings,
         kwargs_handlers=[
             wrapping,
-            InitProcessGroupKwargs("gloo" if settings and on_cpu else None, timeout=TIMEOUT),
+            InitProcessGroupKwargs("gloo" if settings and on_cpu else None, timeout=patience),
         ],
     )
     session = Session(

@@ -1,8 +1,11 @@
 """What goes wrong on one process alone: it is said once, others follow, nothing half-done stays."""
 
 import json
+import os
 import shutil
+import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,7 +13,7 @@ import yaml
 
 from tests.helpers import make_mvtec, save_image, texture
 from tests.integration.test_launchers import LAUNCH, REPOSITORY, launch
-from tests.kdad import Outcome, kdad, succeeds
+from tests.kdad import Launched, Outcome, kdad, succeeds, until
 
 pytestmark = pytest.mark.launch
 
@@ -95,6 +98,25 @@ def test_a_damaged_image_of_one_process_ends_training_by_name(config, tmp_path):
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "failed"
     assert key in status["reason"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_process_that_hangs_or_dies_is_named(config, tmp_path, number):
+    run = tmp_path / "run"
+    more = ["train.steps=100000", "train.timeout_minutes=0.15", "train.validate_every=100000"]
+    launched = Launched(["train", config, f"output={run}", *more], 2)
+    until(launched, lambda: (run / "metrics.jsonl").is_file())
+    time.sleep(2)  # for them to have seen each other
+    os.kill(launched.ranks[1].pid, number)
+    launched.ranks[0].join(60)
+    outcome = launched.wait()  # which, as launchers do, kills whom a failed process leaves
+    assert outcome.codes[0] == 1, outcome.text
+    assert "Traceback" not in outcome.text
+    assert f"process 1 of 2 (pid {launched.ranks[1].pid} on " in outcome.text
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "failed"
+    if number == signal.SIGSTOP:
+        assert "process 1 of 2" in status["reason"] and "does not answer" in status["reason"]
 
 
 def test_a_mistake_does_not_bind_the_next_attempt_to_itself(config, tmp_path):

@@ -7,7 +7,6 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from kdad_dist.methods import build_method
 from kdad_dist.report import write_report
 from kdad_dist.runtime.restore import restore
 from tests.helpers import make_mvtec, save_image, texture
-from tests.kdad import Launched, kdad, succeeds
+from tests.kdad import Launched, kdad, succeeds, until
 
 pytestmark = pytest.mark.launch
 
@@ -227,12 +226,6 @@ def slowly_and_safely() -> None:
 
     slowly()
     score.SAVE_EVERY = 0.0
-
-
-def until(launched: Launched, condition: Callable[[], bool]) -> None:
-    while not condition():
-        assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
-        time.sleep(0.02)
 
 
 def began(run: Path, units: int) -> bool:
