@@ -20,6 +20,10 @@ SHARDED = {
 }
 """What each mode divides among the processes, instead of each holding all of it."""
 
+BUCKET = 50_000_000
+"""Numbers of a bucket in which DeepSpeed's gradients travel, as launch/deepspeed/ says."""
+KEPT = 1_000_000_000
+"""Numbers of gathered weights that ZeRO-3 keeps until they are used again."""
 AROUND_A_TENSOR = 1800
 """Bytes that torch's checkpoint format adds to each tensor: a header and its entry of the index."""
 
@@ -62,19 +66,26 @@ def memory(config: RunConfig, method: Method, mode: str = "ddp", world: int = 1)
 
 
 def exchange(method: Method, mode: str, world: int) -> int:
-    """Room for what travels: DDP's buckets are as large as the gradients; where weights are
-    divided, those outside of blocks and two blocks (one in use, one on its way) are whole.
+    """Room for what travels, in float32.
+
+    DDP's buckets are as large as the gradients, DeepSpeed's as its configuration says (two of them
+    in stages 1 and 2). Where weights are divided, FSDP2 has those outside of blocks and two blocks
+    (one in use, one on its way) whole, ZeRO-3 as many as it may.
     """
-    if world == 1:
-        return 0
-    if "weights" not in SHARDED[mode]:
-        return trained_bytes(method)
+    parameters = size(method.student.parameters())
+    match mode:
+        case "ddp":
+            return trained_bytes(method) if world > 1 else 0
+        case "zero1" | "zero2":
+            return 2 * 4 * BUCKET
+        case "zero3":
+            return 4 * BUCKET + min(parameters, 4 * KEPT)
     blocks = [
         size(module.parameters())
         for module in method.student.modules()
         if type(module).__name__ in method.blocks
     ]
-    return size(method.student.parameters()) - sum(blocks) + sum(sorted(blocks)[-2:])
+    return parameters - sum(blocks) + sum(sorted(blocks)[-2:])
 
 
 def trained_bytes(method: Method) -> int:

@@ -10,7 +10,7 @@ of optimizer and gradients (zero2), or of the optimizer (zero1)."""
 
 
 def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> None:
-    """Refuses what cannot be trained in a mode, before anything is wrapped or downloaded.
+    """Refuses what cannot be trained in a mode, before anything is wrapped.
 
     Raises:
         ConfigError: naming the reason.
@@ -18,8 +18,8 @@ def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> Non
     assert mode in MODES, mode
     if mode.startswith("zero") and config.train.precision == "fp16":
         raise ConfigError(
-            f"train.precision is fp16, and {mode} would scale the loss by rules of its own: an "
-            "update that it skips would not be the one that other modes skip",
+            f"train.precision is fp16, and DeepSpeed ({mode}) would scale the loss by rules of its "
+            "own: an update that it skips would not be the one that other modes skip",
             "set train.precision=bf16, or launch with another mode (KDAD_MODE=multi_gpu or fsdp2)",
         )
     if not any(parameter.requires_grad for parameter in method.student.parameters()):

@@ -166,7 +166,7 @@ def join(precision: str, trains: bool, patience: timedelta) -> Session:
     warnings.filterwarnings("ignore", "`broadcast_buffers` is deprecated", FutureWarning)
     settings = None
     if mode == "zero":
-        settings = zero_config.plugin(precision, on_cpu)
+        settings = zero_config.plugin(on_cpu)
         mode = f"zero{settings.zero_stage}"
     if mode == "fsdp2" and on_cpu:
         # On a CPU accelerate would train under DDP in silence: it looks for FSDP only where it

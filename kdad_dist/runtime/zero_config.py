@@ -12,7 +12,7 @@ from typing import Any
 from accelerate.utils import DeepSpeedPlugin, parse_flag_from_env
 
 from kdad_dist.config import RunConfig
-from kdad_dist.errors import ConfigError, UsageError
+from kdad_dist.errors import UsageError
 
 AUTO = "auto"
 ANYWHERE = {"communication_data_type", "comms_logger", "dump_state", "memory_breakdown",
@@ -40,13 +40,12 @@ class Plugin(DeepSpeedPlugin):
         """Nothing: this would tell `transformers`, which then had to be installed."""
 
 
-def plugin(precision: str, on_cpu: bool) -> DeepSpeedPlugin:
+def plugin(on_cpu: bool) -> DeepSpeedPlugin:
     """What accelerate needs, from the variables that its launcher leaves.
 
     Raises:
         UsageError: DeepSpeed is not installed, or its configuration asks for what is decided
             elsewhere or not known here.
-        ConfigError: the precision does not exist under DeepSpeed.
     """
     if importlib.util.find_spec("deepspeed") is None:
         raise UsageError(
@@ -58,11 +57,6 @@ def plugin(precision: str, on_cpu: bool) -> DeepSpeedPlugin:
             "the launcher asks for DeepSpeed, and ACCELERATE_USE_CPU is set, with which accelerate "
             "trains under DDP instead, without a word",
             "unset it; with KDAD_DEVICE=cpu, launch/train.sh runs DeepSpeed on the CPU",
-        )
-    if precision == "fp16":
-        raise ConfigError(
-            "train.precision is fp16, and DeepSpeed would scale the loss in its own way",
-            "set train.precision=bf16 or no, or launch in another mode",
         )
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -1,5 +1,6 @@
 """What is said of memory before and during a training."""
 
+import json
 import resource
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from kdad_dist.config_methods import LoraMaeConfig, MethodConfig, StfpmConfig, T
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.runtime.account import (
+    BUCKET,
     checkpoint_bytes,
     expected,
     memory,
@@ -23,6 +25,7 @@ from kdad_dist.runtime.modes import MODES
 from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.types import Batch, Losses, Prediction
+from tests.needs import REPOSITORY
 
 
 class Half(Method):
@@ -88,7 +91,15 @@ def test_each_mode_divides_what_it_says_among_the_processes() -> None:
     assert memory(config, Half()).exchange == 0
     assert {m.teacher for m in held.values()} == {2 * MIB}
     assert held["ddp"].exchange == MIB and held["fsdp2"].exchange == 2 * MIB
-    assert held["fsdp2"].total < held["zero2"].total < held["zero1"].total < held["ddp"].total
+    assert held["zero3"].exchange == 4 * BUCKET + 2 * MIB
+    assert held["zero2"].exchange == held["zero1"].exchange == 2 * 4 * BUCKET
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_the_buckets_counted_are_those_of_the_launch(stage: int) -> None:
+    text = (REPOSITORY / f"launch/deepspeed/zero{stage}.json").read_text()
+    settings = json.loads(text)["zero_optimization"]
+    assert settings["reduce_bucket_size"] == BUCKET and settings["overlap_comm"]
 
 
 METHODS = [
