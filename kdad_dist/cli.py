@@ -40,7 +40,7 @@ def main() -> None:
         fail(error)
     except SystemExit as left:
         if left.code == INTERRUPTED:
-            say("kdad: interrupted\n  -> start the same command again; pack and train then go on")
+            say("kdad: interrupted\n  -> start the same command again; pack, train and sweep then go on")
         raise
 
 
