@@ -40,7 +40,8 @@ def main() -> None:
         fail(error)
     except SystemExit as left:
         if left.code == INTERRUPTED:
-            say("kdad: interrupted\n  -> start the same command again; pack, train and sweep then go on")
+            again = "start the same command again; pack, train and sweep then go on"
+            say(f"kdad: interrupted\n  -> {again}")
         raise
 
 
