@@ -1,10 +1,14 @@
 """The corners of what `make soak` does at length: kills, flipped bits, full disks, odd numbers."""
 
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.kdad import configured, succeeds
+from kdad_dist.runtime.manifest import verify
+from tests.helpers import make_mvtec
+from tests.kdad import configured, kdad, lines, succeeds
 from tests.soak import campaigns
 from tests.soak.campaigns import CONFIG, PROCESSES, same_training
 
@@ -36,3 +40,48 @@ def test_twenty_flips_and_five_truncations_are_all_told(config, undisturbed):
     found = campaigns.damage(undisturbed, config.parent / "shards", 20, 5, seed=2)
     assert found.hits.total() == 25
     assert {outcome.partition(" ")[0] for outcome in found.outcomes} == {"checkpoint", "shard"}
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 6 MB, where this machine lets us mount one."""
+    if subprocess.run(mount(tmp_path, "size=6m"), capture_output=True).returncode:
+        pytest.skip("mounting a small file system is not allowed here")
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def mount(place: Path, options: str) -> list[str]:
+    return ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+
+
+@pytest.mark.parametrize("asynchronous", ["false", "true"])
+def test_a_disk_that_fills_stops_a_training_which_goes_on_when_it_has_room(
+    config, undisturbed, small_disk, asynchronous
+):
+    run = small_disk / "run"
+    words = ["train", config, f"output={run}", "train.steps=150"]
+    words += [f"checkpoint.asynchronous={asynchronous}"]
+    outcome = kdad(*words, "checkpoint.keep=1000", processes=PROCESSES)
+    assert 1 in outcome.codes, outcome.text
+    assert "No space left on device" in outcome.text
+    assert "Traceback" not in outcome.text
+    kept = [*run.glob("checkpoints/*")]
+    assert kept
+    for path in kept:
+        verify(path)
+    subprocess.run(mount(small_disk, "remount,size=60m"), check=True)
+    outcome = succeeds(*words, processes=PROCESSES)
+    assert f"going on from step {max(kept).name[-3:].lstrip('0')} of 150" in outcome.text
+    same_training(run, undisturbed)
+
+
+@pytest.mark.parametrize(("images", "processes"), [(1003, 4), (1, 4)])
+def test_an_odd_number_of_images_is_neither_padded_nor_cut(config, tmp_path, images, processes):
+    make_mvtec(tmp_path / "images", train=images, good=1, scratch=1)
+    succeeds("pack", tmp_path / "images", tmp_path / "shards", "--size", 32)
+    words = [f"data.shards={tmp_path / 'shards'}", f"output={tmp_path / 'run'}"]
+    words += ["train.steps=null", "train.epochs=1", "train.batch_size=60", "data.val_fraction=0"]
+    succeeds("train", config, *words, processes=processes)
+    seen = [*lines(tmp_path / "run", "samples_seen").values()]
+    assert seen == [*range(60, images, 60), images]
