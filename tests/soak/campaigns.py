@@ -133,9 +133,15 @@ def kill(config: Path, run: Path, kills: int, seed: int, launchers: int, steps: 
             found.moments[moment] += 1
         newest = max(run.glob("checkpoints/step_*"), default=Path("step_0"))
         found.left = steps - int(newest.name.removeprefix("step_"))
-        succeeds(*words, processes=PROCESSES)
+        assert found.left > 0, "the training ended before the kills did: give it more steps"
+        finish(words)
     found.checkpoints, found.faults = len(watcher.seen), watcher.faults
     return found
+
+
+def finish(words: list[object]) -> None:
+    outcome = Launched(words, PROCESSES).wait(timeout=900)
+    assert outcome.codes == [0] * PROCESSES, outcome.text
 
 
 def reached(run: Path, moment: str, draw: random.Random) -> None:
@@ -155,7 +161,7 @@ def reached(run: Path, moment: str, draw: random.Random) -> None:
     while size() <= before and time.monotonic() < deadline:
         time.sleep(0.002)
     if moment == "step":
-        time.sleep(draw.uniform(0, 0.5))
+        time.sleep(draw.uniform(0, 0.3))
         return
     while not saving() and time.monotonic() < deadline:
         time.sleep(0.0005)
