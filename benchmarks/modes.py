@@ -52,15 +52,14 @@ def main() -> None:
     if options.work:
         work(options.method, Path(options.work), options.batch, options.steps)
         return
-    on_cpu = os.environ.get("KDAD_DEVICE") == "cpu" or not torch.cuda.is_available()
-    if on_cpu:
-        os.environ["KDAD_DEVICE"] = "cpu"
+    on_cpu = os.environ.pop("KDAD_DEVICE", "") == "cpu" or not torch.cuda.is_available()
     print(machine())
     print("| mode | processes | images/s | peak memory of a process |\n|" + 4 * "---|")
     with tempfile.TemporaryDirectory() as name:
         noise(Path(name), options.batch)
         for mode in options.modes:
             launched = "cpu" if on_cpu and mode == "ddp" else MODES[mode]
+            os.environ["KDAD_DEVICE"] = "cpu" if on_cpu and mode != "ddp" else ""
             words = [sys.argv[0], "--work", name, "--method", options.method]
             words += ["--batch", str(options.batch), "--steps", str(options.steps)]
             found = answer_of(words, launched, options.processes)
