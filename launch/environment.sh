@@ -1,8 +1,10 @@
 # Turns KDAD_* variables into what `accelerate launch` needs. Sourced by train.sh and score.sh.
 # shellcheck shell=bash
 #
-#   KDAD_MODE       cpu, gpu (one process) or multi_gpu; default: cpu
-#   KDAD_PROCESSES  processes on each machine; default: 1 (multi_gpu: must be given)
+#   KDAD_MODE       cpu (default) or gpu, one process; multi_gpu (DDP), fsdp2, zero1, zero2, zero3
+#   KDAD_PROCESSES  processes on each machine; default: 1 (must be given where several GPUs train)
+#   KDAD_DEVICE     cpu: fsdp2 and zero1 to zero3 on the CPU, to try them
+#   KDAD_DEEPSPEED  a DeepSpeed configuration of your own, for zero1 to zero3
 #   KDAD_MACHINES, KDAD_MACHINE_RANK, KDAD_MAIN_ADDRESS, KDAD_MAIN_PORT
 #                   for several machines: how many, which one this is, where machine 0 answers
 #   KDAD_PYTHON     the Python to run; default: python
@@ -12,8 +14,17 @@ machines=${KDAD_MACHINES:-1}
 case $mode in
     cpu) export ACCELERATE_USE_CPU=true ;;
     gpu) KDAD_PROCESSES=1 ;;
-    multi_gpu) : "${KDAD_PROCESSES:?set it to the number of GPUs on each machine}" ;;
-    *) echo "KDAD_MODE is '$mode'; known are cpu, gpu, multi_gpu" >&2; exit 2 ;;
+    multi_gpu | fsdp2 | zero[123])
+        : "${KDAD_PROCESSES:?set it to the number of GPUs on each machine}" ;;
+    *)
+        echo "KDAD_MODE is '$mode'; known are cpu, gpu, multi_gpu, fsdp2, zero1, zero2, zero3" >&2
+        exit 2 ;;
+esac
+case ${KDAD_DEVICE:-}-$mode in
+    -*) ;;
+    # Not ACCELERATE_USE_CPU: with it, accelerate would train under DDP instead, without a word.
+    cpu-fsdp2 | cpu-zero[123]) export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu ;;
+    *) echo "KDAD_DEVICE is '$KDAD_DEVICE'; KDAD_MODE=$mode has no such device" >&2; exit 2 ;;
 esac
 
 # The program compares this with the processes that really came up, and refuses a difference.
@@ -23,11 +34,15 @@ export TORCH_CPP_LOG_LEVEL=${TORCH_CPP_LOG_LEVEL:-ERROR}
 # Threads of a process; more than one only pays where a process has cores of its own.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
+here=$(dirname "${BASH_SOURCE[0]}")
 launcher=(
     "${KDAD_PYTHON:-python}" -m kdad_dist.runtime.launcher
-    --config_file "$(dirname "${BASH_SOURCE[0]}")/accelerate/$mode.yaml"
+    --config_file "$here/accelerate/$mode.yaml"
     --num_processes "$KDAD_WORLD_SIZE" --num_machines "$machines"
 )
+if [[ $mode == zero? ]]; then
+    launcher+=(--deepspeed_config_file "${KDAD_DEEPSPEED:-$here/deepspeed/$mode.json}")
+fi
 if [[ $machines -eq 1 ]]; then
     launcher+=(--main_process_port 0)  # any free port: several runs may share a machine
 else

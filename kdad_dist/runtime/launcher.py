@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from kdad_dist.config import load
-from kdad_dist.errors import KdadError, Preempted
+from kdad_dist.errors import KdadError, Preempted, UsageError
 
 
 def main() -> int:
@@ -61,6 +61,11 @@ def launch(arguments: object) -> int:
 
     try:
         launch_command(arguments)
+    except ImportError as error:
+        raise UsageError(
+            f"accelerate cannot launch in this mode: {error}",
+            "for DeepSpeed: pip install 'kdad_dist[deepspeed]'; or choose another KDAD_MODE",
+        ) from None
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
     except subprocess.CalledProcessError as error:

@@ -8,7 +8,8 @@ pickle; it is read by an unpickler that knows a dozen plain classes and no other
 
 import pickle
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -202,15 +203,21 @@ class _Writer(FileSystemWriter):
         return StorageMeta()
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
-        try:
+        # Only this exception, not what led to it, travels to the other processes.
+        with disk_errors():
             return super().write_data(plan, planner)
-        except RuntimeError as error:
-            cause: BaseException | None = error
-            while cause and not isinstance(cause, OSError):
-                cause = cause.__cause__ or cause.__context__
-            # torch.save hides a full disk behind "unexpected pos", and only this exception, not
-            # what led to it, travels to the other processes.
-            raise cause or error from error
+
+
+@contextmanager
+def disk_errors() -> Iterator[None]:
+    """Raises the OSError of a full disk, which torch.save hides behind "unexpected pos"."""
+    try:
+        yield
+    except RuntimeError as error:
+        cause: BaseException | None = error
+        while cause and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or error from error
 
 
 class _Reader(FileSystemReader):

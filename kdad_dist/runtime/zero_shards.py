@@ -13,7 +13,7 @@ from torch import Tensor, nn, zeros_like
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.utils._pytree import tree_map_only
 
-from kdad_dist.runtime.tensors import fitting, open_checkpoint, read_into
+from kdad_dist.runtime.tensors import disk_errors, fitting, open_checkpoint, read_into
 from kdad_dist.runtime.together import Group, processes, rank_here, together
 from kdad_dist.runtime.zero_files import FOLDER, entry, pieces
 
@@ -148,7 +148,7 @@ class Files:
         own = folder / FOLDER
         own.mkdir(exist_ok=True)
         for name, body in self.bodies.items():
-            with (own / name).open("wb") as stream:
+            with disk_errors(), (own / name).open("wb") as stream:
                 torch.save(body, stream)
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -31,10 +31,18 @@ def config(tmp_path: Path) -> Path:
 
 
 def train(config: Path, *overrides: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    own = {"KDAD_PYTHON": sys.executable, "KDAD_CACHE": str(config.parent / "cache")}
+    return script("train", config, *overrides, **variables)
+
+
+def script(
+    verb: str, subject: Path, *overrides: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs launch/VERB.sh on a configuration, or on a run that lies beside one."""
+    folder = next(path for path in subject.parents if (path / "tiny.yaml").exists())
+    own = {"KDAD_PYTHON": sys.executable, "KDAD_CACHE": str(folder / "cache")}
     return subprocess.run(
-        [REPOSITORY / "launch" / "train.sh", config, *overrides],
-        cwd=config.parent,
+        [REPOSITORY / f"launch/{verb}.sh", subject, *overrides],
+        cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | own | variables,
         capture_output=True,
         text=True,
@@ -59,6 +67,25 @@ def test_a_preempted_run_leaves_with_75_and_a_later_mistake_does_not(config: Pat
     # What an earlier launch left behind is not taken for the outcome of this one.
     refused = train(config, "optim.lr=-1", KDAD_PROCESSES="2")
     assert refused.returncode == 2, refused.stderr
+
+
+@pytest.mark.parametrize("mode", ["fsdp2", "zero3"])
+def test_sharded_training_runs_on_the_cpu_where_that_is_asked_for(config: Path, mode: str) -> None:
+    variables = {"KDAD_MODE": mode, "KDAD_DEVICE": "cpu", "KDAD_PROCESSES": "2"}
+    result = script("train", config, "train.steps=2", **variables)
+    assert result.returncode == 0, result.stderr
+    assert f"2 processes, mode {mode}, device cpu" in result.stderr
+    assert status(config)["state"] == "finished"
+    # Scoring shards nothing: every process loads the whole student.
+    result = script("score", config.parent / "runs/tiny", **variables)
+    assert result.returncode == 0, result.stderr
+    assert "2 processes, mode ddp, device cpu" in result.stderr
+
+
+def test_a_device_that_a_mode_does_not_have_is_refused(config: Path) -> None:
+    result = script("train", config, KDAD_MODE="gpu", KDAD_DEVICE="cpu")
+    assert result.returncode == 2
+    assert "KDAD_DEVICE is 'cpu'" in result.stderr
 
 
 def test_an_unknown_mode_is_refused_by_name(config: Path) -> None:

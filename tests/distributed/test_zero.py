@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -9,13 +11,15 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.kdad import succeeds
+from tests.kdad import MODES, kdad, limit_files, succeeds
 from tests.shards import make_shards
 
 pytest.importorskip("deepspeed")
 pytestmark = pytest.mark.launch
 
 STEPS, HALF = 20, 10
+STAGES = ("zero1", "zero2", "zero3")
+NUMBERS = (1, 2, 3, 4)
 CONFIGS = {
     # BatchNorm, momentum, and batches of 7 that no number of processes divides.
     "stfpm": {
@@ -57,6 +61,8 @@ class Runs:
     def resume(self, run: Path, mode: str, processes: int) -> Path:
         """The second half of a whole training once more, from its checkpoint in the middle."""
         copy = self.root / f"{run.name}-resumed-{mode}-{processes}"
+        if copy.exists():
+            return copy
         shutil.copytree(run, copy)
         for path in (copy / "checkpoints").glob("step_*"):
             if path.name > f"step_{HALF:08}":
@@ -149,3 +155,51 @@ def test_a_run_goes_on_in_another_mode_on_another_number_of_processes(
     run = runs.resume(runs.train(name, *saved), *resumed)
     assert_same_training(run, runs.train(name, "ddp", 1))
     assert_same_weights(run, runs.train(name, "ddp", 1), 1e-5)
+
+
+def test_a_full_disk_of_the_processes_is_an_error_and_leaves_nothing(runs: Runs) -> None:
+    run = runs.root / "full"
+    words = ("train", runs.root / "loramae.yaml", f"output={run}", "checkpoint.every_steps=1")
+    outcome = kdad(*words, processes=2, mode="zero2", first=partial(limit_files, 120_000))
+    assert outcome.codes == [1, 1]
+    assert "step_00000001 cannot be written: rank 0: OSError" in outcome.text
+    assert list((run / "checkpoints").iterdir()) == []
+
+
+def test_a_step_that_is_not_finite_is_left_out_and_nothing_is_saved(runs: Runs) -> None:
+    run = runs.root / "infinite"
+    words = ("train", runs.root / "loramae.yaml", f"output={run}", "optim.lr=1.0e30")
+    outcome = kdad(*words, "optim.clip=null", processes=2, mode="zero3")
+    assert outcome.codes == [1, 1]
+    assert "step 2 is not finite; its update was not applied" in outcome.text
+    assert not (run / "checkpoints").exists()
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("name", "mode", "processes"), product(CONFIGS, STAGES, NUMBERS))
+def test_every_stage_on_every_number_of_processes_trains_the_same(
+    runs: Runs, name: str, mode: str, processes: int
+) -> None:
+    run = runs.train(name, mode, processes)
+    assert_same_training(run, runs.train(name, "ddp", 1))
+    assert_same_weights(run, runs.train(name, "ddp", 1), 1e-5)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("mode", "saved", "resumed"), product(STAGES, NUMBERS, NUMBERS))
+def test_any_number_of_processes_goes_on_from_any_other(
+    runs: Runs, mode: str, saved: int, resumed: int
+) -> None:
+    whole = runs.train("loramae", mode, saved)
+    run = runs.resume(whole, mode, resumed)
+    if saved == resumed:
+        assert curves(run) == curves(whole)
+        assert_same_weights(run, whole)
+    assert_same_training(run, runs.train("loramae", "ddp", 1))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize(("saved", "resumed"), product(MODES, MODES))
+def test_any_mode_goes_on_from_any_other(runs: Runs, saved: str, resumed: str) -> None:
+    run = runs.resume(runs.train("loramae", saved, 3), resumed, 2)
+    assert_same_training(run, runs.train("loramae", "ddp", 1))
