@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 
 from kdad_dist.data.cache import cache_root, filled_array
-from kdad_dist.errors import DataError
+from kdad_dist.data.threads import Decoder
+from kdad_dist.errors import DataError, Preempted
+from kdad_dist.types import Poll, go_on
 from tests.needs import REPOSITORY
 
 SHAPE = (64, 1024)
@@ -190,3 +192,31 @@ def test_the_place_is_chosen_by_the_environment(monkeypatch):
     assert cache_root() == Path("/scratch/kdad")
     monkeypatch.setenv("KDAD_CACHE", "")
     assert cache_root().parts[-2:] == (".cache", "kdad_dist")
+
+
+def leave() -> None:
+    raise Preempted("asked to stop", "start again")
+
+
+def test_who_waits_for_another_process_that_fills_may_leave(tmp_path: Path):
+    slow = "print(1, flush=True); time.sleep(60)"
+    first = start(f"filled(path, lambda array: exec({slow!r}))", tmp_path / "a")
+    assert ask(first) == "1"
+    with pytest.raises(Preempted):
+        filled_array(tmp_path / "a", SHAPE, np.int32, never, "numbers", leave)
+    first.kill()
+    first.wait()
+
+
+def test_a_fill_that_is_left_leaves_nothing(tmp_path: Path):
+    decoder = Decoder(lambda number: np.full((4, 4, 3), number, np.uint8), 4)
+
+    def images(poll: Poll) -> np.ndarray:
+        return filled_array(
+            tmp_path / "a", (9, 4, 4, 3), np.uint8, lambda a: decoder.into(a, range(9), poll), "n"
+        )
+
+    with pytest.raises(Preempted):
+        images(leave)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
+    assert images(go_on)[8, 0, 0, 0] == 8

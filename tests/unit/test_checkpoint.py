@@ -535,3 +535,16 @@ def test_what_lora_leaves_frozen_is_not_written(tmp_path: Path):
     adapted, full = size(LoraConfig()), size(None)
     assert full > 3 * 4 * 11e6
     assert adapted < 0.05 * full
+
+
+def test_a_clock_that_was_set_back_deletes_nothing_young_and_keeps_nothing_without_being_asked(
+    tmp_path: Path,
+):
+    paths = [tmp_path / f"step_{i}" for i in range(4)]
+    for path in paths:
+        path.mkdir()
+    for path in paths[:2]:
+        os.utime(path, (time.time() + 9000, time.time() + 9000))
+    os.utime(paths[2], (0, 0))
+    assert Rotation(1).keeps(paths) == {paths[3]}
+    assert Rotation(1, hours=1).keeps(paths) == {*paths[:2], paths[3]}
