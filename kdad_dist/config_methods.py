@@ -1,6 +1,7 @@
 """The `method` section of a configuration: one dataclass for each method, told apart by `name`."""
 
 from dataclasses import field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
@@ -104,6 +105,62 @@ class MkdConfig:
 
 
 @dataclass(frozen=True, config=CHECKED)
+class VitTeacherConfig:
+    backbone: str = "vit_base_patch16_224.dino"
+    """A vision transformer: of timm by its timm name, of the Hugging Face hub by its id
+    (OWNER/NAME), or a folder in the hub's form."""
+    weights: str = "pretrained"
+    """"pretrained", "random" (drawn from `seed`), or for timm's a .safetensors / .pth file."""
+    layers: Annotated[list[Positive], Field(min_length=1)] = field(
+        default_factory=lambda: [3, 6, 9, 12]
+    )
+    """Blocks, counted from 1, after which tokens are read; the student has one block for each."""
+
+    @property
+    def of_hub(self) -> bool:
+        """Whether transformers knows it, not timm."""
+        return "/" in self.backbone or Path(self.backbone).is_dir()
+
+
+@dataclass(frozen=True, config=CHECKED)
+class VitStudentConfig:
+    heads: Positive = 8
+    mlp: Positive = 512
+    """Width of the hidden layer of each block's perceptron."""
+    dropout: Fraction = 0.2
+    """Of the embedded image, of attention, and in the perceptron, while training."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class VitkdConfig:
+    name: Literal["vitkd"] = "vitkd"
+    teacher: VitTeacherConfig = field(default_factory=VitTeacherConfig)
+    student: VitStudentConfig = field(default_factory=VitStudentConfig)
+    normalize: Literal["teacher", "imagenet", "none"] = "teacher"
+    """Whose mean and standard deviation are applied to the images."""
+    value_weight: NonNegativeFloat = 0.01
+    """Of the mean squared difference; 0: the direction alone."""
+    direction_weight: NonNegativeFloat = 1.0
+    """Of 1 - cosine."""
+    score_layers: Annotated[list[Positive], Field(min_length=1)] | None = None
+    """Layers whose loss is the score, of those that are trained; where not given, all but the
+    shallowest."""
+    cache_teacher: bool = False
+    """Compute the teacher's tokens once, before training, and keep them in a file."""
+
+    def __post_init__(self) -> None:
+        if not set(self.read) <= set(self.teacher.layers):
+            raise ValueError(f"score_layers must be of teacher.layers, {self.teacher.layers}")
+        if self.value_weight == self.direction_weight == 0:
+            raise ValueError("value_weight and direction_weight are both 0: nothing is trained")
+
+    @property
+    def read(self) -> list[int]:
+        """The layers whose loss is the score."""
+        return self.score_layers or self.teacher.layers[1:] or self.teacher.layers
+
+
+@dataclass(frozen=True, config=CHECKED)
 class LoraConfig:
     rank: Positive = 4
     alpha: PositiveFloat = 1.0
@@ -186,14 +243,16 @@ def _name(section: Any) -> str:
 MethodConfig = Annotated[
     Annotated[StfpmConfig, Tag("stfpm")]
     | Annotated[LoraMaeConfig, Tag("loramae")]
-    | Annotated[MkdConfig, Tag("mkd")],
+    | Annotated[MkdConfig, Tag("mkd")]
+    | Annotated[VitkdConfig, Tag("vitkd")],
     Discriminator(_name),
 ]
-COSTS = {"stfpm": (), "loramae": ("activation_checkpointing",), "mkd": ()}
+COSTS = {"stfpm": (), "loramae": ("activation_checkpointing",), "mkd": (), "vitkd": ()}
 """Keys of each method that change what training costs, and not what comes out."""
 READING = {
     "stfpm": ("combine", "read_layers"),
     "loramae": ("inference",),
     "mkd": ("score_layers", "localise", "noise_copies", "noise_deviation", "stretch_maps"),
+    "vitkd": ("score_layers",),
 }
 """Keys of each method that decide how a trained student is read, and not what is trained."""

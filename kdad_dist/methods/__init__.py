@@ -1,11 +1,12 @@
 """The methods, chosen by `method.name` of a configuration."""
 
 from kdad_dist.config import RunConfig
-from kdad_dist.config_methods import LoraMaeConfig, MkdConfig, StfpmConfig
+from kdad_dist.config_methods import LoraMaeConfig, MkdConfig, StfpmConfig, VitkdConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.loramae import LoraMae
 from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.stfpm import Stfpm
+from kdad_dist.methods.vitkd import Vitkd
 
 
 def build_method(config: RunConfig) -> Method:
@@ -22,3 +23,5 @@ def build_method(config: RunConfig) -> Method:
             return LoraMae(method, config.data.image_size, config.seed)
         case MkdConfig() as method:
             return Mkd(method, config.data.image_size, config.seed)
+        case VitkdConfig() as method:
+            return Vitkd(method, config.data.image_size, config.seed)

@@ -107,7 +107,7 @@ def build_backbone(
         ConfigError: there is no such backbone or layer.
         WeightsError: the weights cannot be had, or do not fit.
     """
-    _check_name(name)
+    check_name(name)
     if list(layers) != sorted(set(layers)):
         raise ConfigError(
             f"method.teacher.layers is {list(layers)}",
@@ -125,7 +125,8 @@ def build_backbone(
     return net.to(memory_format=torch.channels_last)
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """Raises ConfigError where timm has no such network, or no such weights of it."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=4)

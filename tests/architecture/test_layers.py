@@ -27,7 +27,8 @@ DOORWAYS = {
     "accelerate": ("runtime/", "train.py", "score.py"),
     "deepspeed": ("runtime/",),
     "webdataset": ("data/",),
-    "timm": ("models/backbone.py", "models/mae"),
+    "timm": ("models/backbone", "models/mae"),
+    "transformers": ("models/hf.py",),
     "loralib": ("models/lora.py",),
     "wandb": ("runtime/tracker.py",),
 }

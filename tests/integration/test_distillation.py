@@ -26,6 +26,11 @@ METHODS = {
         "localise": "smoothgrad",
         "noise_copies": 2,
     },
+    "vitkd": {
+        "name": "vitkd",
+        "teacher": {"backbone": "test_vit", "weights": "random", "layers": [1, 2, 3]},
+        "student": {"heads": 4, "mlp": 32, "dropout": 0.0},
+    },
 }
 
 
@@ -81,9 +86,8 @@ def test_results_are_the_same_bits_on_any_number_of_processes_and_make_a_page(tr
     succeeds("export", run)
 
 
+@pytest.mark.parametrize("trained", ["mkd"], indirect=True)
 def test_without_maps_there_are_scores_and_pixel_metrics_say_why_not(trained, tmp_path):
-    if trained.stem != "mkd":
-        pytest.skip("its maps cost nothing, and cannot be left out")
     run = shutil.copytree(trained.parent / "run1", tmp_path / "run")
     succeeds("score", run)
     scores = [row.split(",")[4] for row in (run / "scores/scores.csv").read_text().splitlines()]
@@ -96,3 +100,15 @@ def test_without_maps_there_are_scores_and_pixel_metrics_say_why_not(trained, tm
     write_report(run)
     outcome = kdad("score", run, "method.localise=none", "score.standardise=true")
     assert outcome.codes == [1] and "no maps" in outcome.text
+
+
+@pytest.mark.parametrize("trained", ["vitkd"], indirect=True)
+def test_dropout_is_the_same_after_a_resume(trained):
+    words = ["train", trained, "method.student.dropout=0.3", "train.steps=3"]
+    whole, stopped = (trained.parent / f"dropout-{name}" for name in ("whole", "stopped"))
+    succeeds(*words, f"output={whole}", processes=2)
+    outcome = kdad(*words, f"output={stopped}", "train.max_time=1e-9", processes=2)
+    assert outcome.codes == [75, 75]
+    succeeds(*words, f"output={stopped}", processes=2)
+    assert lines(stopped) == lines(whole)
+    assert lines(whole)[1] != lines(trained.parent / "run2")[1]

@@ -1,0 +1,157 @@
+"""Vision transformers of the Hugging Face hub, or of a folder in its form: the only place that
+knows `transformers`, which is imported only where such a teacher is asked for.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+
+from kdad_dist.config_methods import VitTeacherConfig
+from kdad_dist.draws import seeded
+from kdad_dist.errors import ConfigError, WeightsError
+from kdad_dist.models.tokens import Colours, Form, TokenNet, Tokens, check_layers
+from kdad_dist.models.weights import fetch, listed
+
+KEY = "method.teacher.backbone"
+SETTINGS, COLOURS = "config.json", "preprocessor_config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+FORM = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
+
+
+class HubTokens(TokenNet):
+    def __init__(self, network: Any, form: Form, layers: Sequence[int], colours: Colours) -> None:
+        super().__init__(form, layers, colours)
+        self.network = network
+
+    def tokens(self, image: Float[Tensor, "b 3 h w"]) -> Tokens:
+        states = self.network(pixel_values=image, output_hidden_states=True).hidden_states
+        return tuple(states[layer] for layer in self.layers)
+
+
+def build_hub_tokens(
+    config: VitTeacherConfig, image_size: int, seed: int, colours: Colours | None
+) -> TokenNet:
+    """The network of a folder, or of an id of the hub.
+
+    Args:
+        colours: None: those that its preprocessor expects.
+
+    Raises:
+        ConfigError: it is no vision transformer, has no such layer, or wants another image size.
+        WeightsError: a file of it is missing, cannot be fetched, or does not hold all weights.
+    """
+    import transformers  # takes seconds, which other methods need not wait for
+
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # what matters is an error below
+    name = config.backbone
+    if config.weights not in {"pretrained", "random"}:
+        raise ConfigError(
+            f"method.teacher.weights is {config.weights}, and {name} is a folder, or an id of the "
+            "hub, with weights of its own",
+            f'write method.teacher.weights=pretrained (or "random"), or name a folder as {KEY}',
+        )
+    folder = Path(name) if Path(name).is_dir() else fetched(name, config.weights, colours is None)
+    try:
+        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise WeightsError(
+            f"{folder} holds no network that transformers knows: {str(error).splitlines()[0]}",
+            f"{KEY} is a folder with {SETTINGS} and {WEIGHTS[0]}",
+        ) from error
+    form = form_of(name, settings, config.layers, image_size)
+    with seeded(seed, "teacher"):
+        if config.weights == "random":
+            network = transformers.AutoModel.from_config(settings)
+        else:
+            network = pretrained(transformers.AutoModel, folder)
+    network = network.float().eval()
+    with torch.no_grad():
+        tokens = network(pixel_values=torch.zeros(1, 3, image_size, image_size)).last_hidden_state
+    form = form._replace(prefix=tokens.shape[1] - form.grid**2)
+    return HubTokens(network, form, config.layers, colours or read_colours(folder))
+
+
+def form_of(name: str, settings: Any, layers: Sequence[int], image_size: int) -> Form:
+    """The form that the settings tell of, but for the tokens that belong to no patch.
+
+    Raises:
+        ConfigError: it is no vision transformer, has no such layer, or wants another image size.
+    """
+    numbers: list[Any] = [getattr(settings, key, None) for key in FORM]
+    width, depth, patch, side = numbers
+    if not all(isinstance(number, int) for number in numbers) or side % patch:
+        raise ConfigError(
+            f"{name} is a {settings.model_type}, not a vision transformer whose square patches "
+            "divide a square image",
+            f"choose another {KEY}",
+        )
+    check_layers(name, layers, depth)
+    if side != image_size:
+        raise ConfigError(
+            f"{name} is made for images of {side} pixels, and data.image_size is {image_size}",
+            f"set data.image_size={side}",
+        )
+    return Form(width, 0, patch, side // patch)
+
+
+def fetched(name: str, weights: str, colours: bool) -> Path:
+    """The folder of the hub's cache with what is needed of an id."""
+    try:
+        folder = fetch(name, SETTINGS, KEY).parent
+        if colours:
+            fetch(name, COLOURS, KEY)
+        if weights == "pretrained":
+            try:
+                fetch(name, WEIGHTS[0], KEY)
+            except WeightsError:
+                fetch(name, WEIGHTS[1], KEY)
+    except WeightsError as error:
+        raise WeightsError(
+            error.problem,
+            f"where there is a network, run `hf download {name} --local-dir FOLDER`, copy the "
+            f"folder here and name it: {KEY}=FOLDER",
+        ) from error
+    return folder
+
+
+def pretrained(model: Any, folder: Path) -> Any:
+    """The network with the folder's weights, of which none may be missing but a pooler's."""
+    try:
+        network, found = model.from_pretrained(
+            folder, local_files_only=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise WeightsError(
+            f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}",
+            f"it needs {' or '.join(WEIGHTS)}, made for its {SETTINGS}",
+        ) from error
+    missing = sorted(key for key in found["missing_keys"] if not key.startswith("pooler"))
+    faults = [*missing, *(str(key) for key in found["mismatched_keys"])]
+    if faults:
+        raise WeightsError(
+            f"the weights in {folder} lack {len(faults)} tensors of the network, or have them in "
+            f"another shape:{listed(faults)}",
+            f"take the weights that were made for its {SETTINGS}",
+        )
+    return network
+
+
+def read_colours(folder: Path) -> Colours:
+    """Mean and deviation that the network's preprocessor subtracts and divides by."""
+    try:
+        found = json.loads((folder / COLOURS).read_text(encoding="utf-8"))
+        colours = Colours(found["image_mean"], found["image_std"])
+        assert len(colours.mean) == len(colours.std) == 3
+        return colours
+    except (OSError, ValueError, LookupError, TypeError, AssertionError) as error:
+        raise WeightsError(
+            f"{folder / COLOURS} does not say which mean and deviation the images should have",
+            "copy it from where the weights come from, or set method.normalize=imagenet or none",
+        ) from error
