@@ -176,7 +176,7 @@ def test_a_step_that_is_not_finite_is_left_out_and_nothing_is_saved(runs: Runs) 
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("name", "mode", "processes"), product(CONFIGS, STAGES, NUMBERS))
+@pytest.mark.parametrize(("name", "mode", "processes"), list(product(CONFIGS, STAGES, NUMBERS)))
 def test_every_stage_on_every_number_of_processes_trains_the_same(
     runs: Runs, name: str, mode: str, processes: int
 ) -> None:
@@ -186,7 +186,7 @@ def test_every_stage_on_every_number_of_processes_trains_the_same(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("mode", "saved", "resumed"), product(STAGES, NUMBERS, NUMBERS))
+@pytest.mark.parametrize(("mode", "saved", "resumed"), list(product(STAGES, NUMBERS, NUMBERS)))
 def test_any_number_of_processes_goes_on_from_any_other(
     runs: Runs, mode: str, saved: int, resumed: int
 ) -> None:
@@ -199,7 +199,7 @@ def test_any_number_of_processes_goes_on_from_any_other(
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize(("saved", "resumed"), product(MODES, MODES))
+@pytest.mark.parametrize(("saved", "resumed"), list(product(MODES, MODES)))
 def test_any_mode_goes_on_from_any_other(runs: Runs, saved: str, resumed: str) -> None:
     run = runs.resume(runs.train("loramae", saved, 3), resumed, 2)
     assert_same_training(run, runs.train("loramae", "ddp", 1))
