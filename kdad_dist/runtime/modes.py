@@ -22,5 +22,11 @@ def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> Non
             "own: an update that it skips would not be the one that other modes skip",
             "set train.precision=bf16, or launch with another mode (KDAD_MODE=multi_gpu or fsdp2)",
         )
+    if mode == "zero3" and config.train.compile:
+        raise ConfigError(
+            "train.compile=true, and the parameters that zero3 has divided are empty when the compiler "
+            "looks at them",
+            "set train.compile=false, or launch with another mode (KDAD_MODE=zero2 or multi_gpu)",
+        )
     if not any(parameter.requires_grad for parameter in method.student.parameters()):
         raise ConfigError("no weight of the student is trained", "free some: see docs/methods.md")

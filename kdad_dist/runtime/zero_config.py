@@ -15,8 +15,8 @@ from kdad_dist.config import RunConfig
 from kdad_dist.errors import UsageError
 
 AUTO = "auto"
-ANYWHERE = {"communication_data_type", "comms_logger", "dump_state", "memory_breakdown",
-            "steps_per_print", "wall_clock_breakdown", "zero_allow_untested_optimizer"}  # fmt: skip
+ANYWHERE = {"comms_logger", "dump_state", "memory_breakdown", "steps_per_print",
+            "wall_clock_breakdown", "zero_allow_untested_optimizer"}  # fmt: skip
 """Keys of DeepSpeed that change no weight."""
 OF_STAGES = {
     "allgather_bucket_size", "allgather_partitions", "contiguous_gradients",

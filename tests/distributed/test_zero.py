@@ -46,7 +46,7 @@ class Runs:
         for name, config in CONFIGS.items():
             train = {"steps": STEPS, "log_every": 1, "check_every": 1, **config["train"]}
             data = {"shards": str(root / "shards"), "image_size": 32}
-            keep = {"every_steps": HALF, "keep": 9}
+            keep = {"every_steps": HALF, "keep": 9, "asynchronous": name == "loramae"}
             body = {"name": name, "data": data, "checkpoint": keep, **config, "train": train}
             (root / f"{name}.yaml").write_text(yaml.safe_dump(body))
 

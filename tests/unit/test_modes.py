@@ -1,0 +1,30 @@
+"""What a mode cannot do is refused before anything is wrapped."""
+
+import pytest
+
+from kdad_dist.config import load
+from kdad_dist.errors import ConfigError
+from kdad_dist.methods import build_method
+from kdad_dist.runtime.modes import MODES, refuse_mode
+
+
+@pytest.mark.parametrize(
+    ("setting", "modes"),
+    [
+        ("train.precision=fp16", {"zero1", "zero2", "zero3"}),
+        ("train.compile=true", {"zero3"}),
+        ("train.precision=bf16", set()),
+    ],
+)
+def test_only_the_modes_that_cannot_work_are_refused_and_say_why(setting: str, modes: set[str]):
+    words = ["data.shards=none", "method.teacher.weights=random", setting]
+    config = load("stfpm_mvtec", words)
+    method = build_method(config)
+    refused = set()
+    for mode in MODES:
+        try:
+            refuse_mode(config, method, mode, 2)
+        except ConfigError as error:
+            assert setting.partition("=")[0] in error.problem and mode in error.problem
+            refused.add(mode)
+    assert refused == modes
