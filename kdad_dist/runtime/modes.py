@@ -24,8 +24,8 @@ def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> Non
         )
     if mode == "zero3" and config.train.compile:
         raise ConfigError(
-            "train.compile=true, and the parameters that zero3 has divided are empty when the compiler "
-            "looks at them",
+            "train.compile=true, and the parameters that zero3 has divided are empty when the "
+            "compiler looks at them",
             "set train.compile=false, or launch with another mode (KDAD_MODE=zero2 or multi_gpu)",
         )
     if not any(parameter.requires_grad for parameter in method.student.parameters()):
