@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import pickle
 import re
 import struct
@@ -27,6 +28,7 @@ PREFIXES = re.compile(r"^((module|model|backbone|network|student|teacher)\.)+")
 """What wrappers (DataParallel, Lightning, feature extractors, ours) put before a network's keys."""
 UNPICKLING = (pickle.UnpicklingError, LookupError, TypeError, AttributeError, struct.error)
 """What torch's unpickler of plain tensors raises where a file holds other things, or noise."""
+MANIFEST = "manifest.json"
 CONTAINERS = ("state_dict_ema", "state_dict", "model")
 """Where training checkpoints keep the network."""
 
@@ -45,6 +47,7 @@ def read_weights(path: Path, key: str = "method.teacher.weights") -> dict[str, T
         if path.parent.name == "export":
             remedy += f"; `kdad export {path.parent.parent}` writes it, once that run is trained"
         raise WeightsError(f"there is no weights file {path}", remedy)
+    check_export(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
@@ -66,6 +69,27 @@ def read_weights(path: Path, key: str = "method.teacher.weights") -> dict[str, T
     raise WeightsError(
         f"{path} is not a kind of weights file that is known", "give a .safetensors or .pth file"
     )
+
+
+def check_export(path: Path) -> None:
+    """Compares a file that `kdad export` wrote with the manifest that it put beside it.
+
+    Raises:
+        WeightsError: they differ.
+    """
+    try:
+        manifest = json.loads(path.with_name(MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return
+    if not isinstance(manifest, dict) or manifest.get("file") != path.name:
+        return  # of something else
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != manifest.get("sha256"):
+        raise WeightsError(
+            f"{path} is damaged: its content does not match the sha256 in {MANIFEST} beside it",
+            "export it again, or copy both files again",
+        )
 
 
 def _tensors(content: Any, path: Path) -> dict[str, Tensor]:

@@ -161,6 +161,18 @@ def test_a_training_starts_from_an_export(config):
     assert abs(before[parameter] - after[parameter]).max() < 1e-9
 
 
+def test_an_export_with_a_flipped_bit_is_refused(config, tmp_path):
+    weights(config.parent / "plain")
+    folder = shutil.copytree(config.parent / "plain/export", tmp_path / "export")
+    content = bytearray((folder / "student.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "student.safetensors").write_bytes(content)
+    start = f"train.init_from={folder / 'student.safetensors'}"
+    outcome = kdad("train", config, f"output={tmp_path / 'run'}", start)
+    assert outcome.codes == [1]
+    assert "student.safetensors is damaged" in outcome.text
+
+
 def test_a_training_starts_from_a_checkpoint_and_goes_on_without_it(config, tmp_path):
     newest = max((config.parent / "plain/checkpoints").glob("step_*"))
     source = shutil.copytree(newest, tmp_path / newest.name)
