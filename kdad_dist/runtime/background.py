@@ -13,19 +13,19 @@ class Background:
     """One piece of work at a time, in a thread of each process.
 
     The threads talk to each other in a group of their own (gloo, whatever the training uses), so
-    that nothing they say mixes with what the training says.
+    that nothing they say mixes with what the training says. Collective to make: later, the launcher
+    that helps processes to find each other may be gone.
     """
 
     def __init__(self) -> None:
-        self._group: Group = None
+        several = processes() > 1
+        self._group: Group = cast(Group, dist.new_group(backend="gloo")) if several else None
         self._thread: Thread | None = None
         self._error: BaseException | None = None
 
     def start(self, work: Callable[[Group], None]) -> None:
         """Begins; collective. What was begun before has been waited for."""
         assert self._thread is None, "wait for the work before"
-        if self._group is None and processes() > 1:
-            self._group = cast(Group, dist.new_group(backend="gloo"))
 
         def run() -> None:
             try:

@@ -115,7 +115,7 @@ class CheckpointManager:
         rotation: which of them to keep.
         identity: what must not differ between saving and loading, such as digests of the
             configuration and of the data, by name. It stands in every manifest.
-        asynchronous: write in the background, from a copy on the host.
+        asynchronous: write in the background, from a copy on the host; collective to make then.
     """
 
     def __init__(

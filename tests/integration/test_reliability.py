@@ -1,6 +1,8 @@
 """The corners of what `make soak` does at length: kills, flipped bits, full disks, odd numbers."""
 
+import json
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +15,7 @@ from tests.soak import campaigns
 from tests.soak.campaigns import CONFIG, PROCESSES, same_training
 
 pytestmark = pytest.mark.launch
+STEPS = 100
 
 
 @pytest.fixture(scope="module")
@@ -22,18 +25,33 @@ def config(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(config) -> Path:
-    """A finished run of 150 steps on two processes."""
+    """A finished run on two processes."""
     run = config.parent / "undisturbed"
-    succeeds("train", config, f"output={run}", "train.steps=150", processes=PROCESSES)
+    succeeds("train", config, f"output={run}", f"train.steps={STEPS}", processes=PROCESSES)
     return run
 
 
-def test_five_kills_of_any_process_or_of_the_launcher_change_nothing(config, undisturbed, tmp_path):
+def test_five_kills_of_any_process_change_nothing(config, undisturbed, tmp_path):
     run = tmp_path / "killed"
-    found = campaigns.kill(config, run, kills=5, seed=1, launchers=1, steps=150)
+    found = campaigns.kill(config, run, kills=5, seed=1, launchers=0, steps=STEPS)
     assert not found.faults
     assert found.checkpoints > 5
     same_training(run, undisturbed)
+
+
+def test_processes_whose_launcher_is_killed_save_and_stop_in_order(config, tmp_path):
+    run = tmp_path / "run"
+    words = ["train", config, f"output={run}", "train.steps=100000", "train.validate_every=100000"]
+    words += ["checkpoint.every_steps=null", "checkpoint.asynchronous=true"]
+
+    def trains() -> None:
+        while not (run / "metrics.jsonl").exists() or not lines(run):
+            time.sleep(0.05)
+
+    campaigns.kill_launcher(words, trains)
+    status = json.loads((run / "status.json").read_text())
+    assert status["state"] == "preempted", status
+    verify(run / f"checkpoints/step_{status['step']:08d}")
 
 
 def test_twenty_flips_and_five_truncations_are_all_told(config, undisturbed):
@@ -60,7 +78,7 @@ def test_a_disk_that_fills_stops_a_training_which_goes_on_when_it_has_room(
     config, undisturbed, small_disk, asynchronous
 ):
     run = small_disk / "run"
-    words = ["train", config, f"output={run}", "train.steps=150"]
+    words = ["train", config, f"output={run}", f"train.steps={STEPS}"]
     words += [f"checkpoint.asynchronous={asynchronous}"]
     outcome = kdad(*words, "checkpoint.keep=1000", processes=PROCESSES)
     assert 1 in outcome.codes, outcome.text
@@ -72,7 +90,7 @@ def test_a_disk_that_fills_stops_a_training_which_goes_on_when_it_has_room(
         verify(path)
     subprocess.run(mount(small_disk, "remount,size=60m"), check=True)
     outcome = succeeds(*words, processes=PROCESSES)
-    assert f"going on from step {max(kept).name[-3:].lstrip('0')} of 150" in outcome.text
+    assert f"going on from step {max(kept).name[-3:].lstrip('0')} of {STEPS}" in outcome.text
     same_training(run, undisturbed)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import pytest
@@ -38,19 +39,40 @@ def text(reports: list[pytest.TestReport]) -> str:
         passed=sum(report.passed for report in reports),
         all=len(reports),
     )
-    return head + "".join(map(section, reports))
+    told = [report for report in reports if report.user_properties]
+    return head + "".join(map(section, told)) + table([r for r in reports if r not in told])
 
 
 def section(report: pytest.TestReport) -> str:
-    name = report.nodeid.rpartition("::")[2].removeprefix("test_").replace("_", " ")
-    lines = [
-        f"\n## {name[0].upper()}{name[1:]}\n",
-        f"- {report.outcome}, {minutes(report.duration)}",
-    ]
-    if report.skipped and isinstance(report.longrepr, tuple):
-        lines.append(f"- {report.longrepr[2]}")
+    lines = [f"\n## {words(report)}\n", f"- {report.outcome}, {minutes(report.duration)}"]
     lines += [f"- {key}: {value}" for key, value in report.user_properties]
     return "\n".join(lines) + "\n"
+
+
+def table(reports: list[pytest.TestReport]) -> str:
+    """One line for each test, however many cases it has."""
+    cases: defaultdict[str, list[pytest.TestReport]] = defaultdict(list)
+    for report in reports:
+        cases[words(report)].append(report)
+    lines = [
+        "",
+        "## Everything else",
+        "",
+        "| claim | cases | outcome | took |",
+        "|---|---|---|---|",
+    ]
+    for claim, found in cases.items():
+        outcomes = Counter(report.outcome for report in found)
+        outcome = ", ".join(f"{count} {name}" for name, count in sorted(outcomes.items()))
+        took = minutes(sum(report.duration for report in found))
+        lines.append(f"| {claim} | {len(found)} | {outcome} | {took} |")
+    return "\n".join(lines) + "\n" if reports else ""
+
+
+def words(report: pytest.TestReport) -> str:
+    """What a test claims, from its name."""
+    name = report.nodeid.rpartition("::")[2].partition("[")[0]
+    return name.removeprefix("test_").replace("_", " ").capitalize()
 
 
 def minutes(seconds: float) -> str:
