@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests.needs import REPOSITORY, require_or_skip
+from tests.soak.report import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401 - hooks
 
 
 @pytest.fixture(scope="session")
