@@ -62,6 +62,17 @@ def test_the_losses_do_not_depend_on_the_number_of_processes(trained):
         assert max(abs(one[step] - two[step]) for step in one) < 1e-5 * max(one.values())
 
 
+def test_sharding_the_student_or_keeping_the_teachers_output_changes_no_loss(trained):
+    one, two = (lines(trained.parent / f"run{n}") for n in (1, 2))
+    for expected, mode, more in ((two, "fsdp2", ""), (one, "ddp", "method.cache_teacher=true")):
+        run = trained.parent / f"as-{mode}"
+        processes = 2 if mode == "fsdp2" else 1
+        words = ["train", trained, f"output={run}", *more.split()]
+        succeeds(*words, processes=processes, mode=mode)
+        found = lines(run)
+        assert max(abs(found[step] - expected[step]) for step in expected) < 1e-5
+
+
 def test_a_run_that_was_stopped_ends_with_the_losses_of_the_undisturbed_one(trained):
     run = trained.parent / "stopped"
     words = ["train", trained, f"output={run}"]
