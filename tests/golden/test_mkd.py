@@ -49,13 +49,13 @@ def plain_terms(target: Tensor, feature: Tensor) -> tuple[float, float]:
 
 @pytest.fixture(scope="module")
 def vgg() -> dict[str, Mkd]:
+    """Of those that are only counted, no weight is drawn."""
     teacher = MkdTeacherConfig(weights="random")
-    configs = {
-        "small": MkdConfig(teacher=teacher),
-        "biases": MkdConfig(teacher=teacher, use_bias=True),
-        "equal": MkdConfig(teacher=teacher, student="equal"),
-    }
-    return {name: Mkd(config, 128, seed=0) for name, config in configs.items()}
+    methods = {"small": Mkd(MkdConfig(teacher=teacher), 128, seed=0)}
+    with torch.device("meta"):
+        for name, options in (("biases", {"use_bias": True}), ("equal", {"student": "equal"})):
+            methods[name] = Mkd(MkdConfig(teacher=teacher, **options), 128, seed=0)
+    return methods
 
 
 def test_the_cloners_of_a_vgg16_have_the_published_layers_and_parameters(
