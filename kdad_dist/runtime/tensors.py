@@ -126,7 +126,7 @@ def open_checkpoint(path: Path, files: Collection[str]) -> tuple[Stored, Storage
     """
     if METADATA not in files:
         reader = ZeroFiles(path, files)
-        return reader.stored(), reader
+        return reader.stored, reader
     metadata = _read_metadata(path, files)
     return metadata.state_dict_metadata, _Reader(path, metadata)  # pyright: ignore
 

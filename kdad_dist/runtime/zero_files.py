@@ -114,6 +114,8 @@ class ZeroFiles(StorageReader):
         except (pickle.UnpicklingError, RuntimeError, LookupError, TypeError) as error:
             problem = f"these are not the files of a training under DeepSpeed ({error!r})"
             raise damaged(path / FOLDER, problem) from error
+        self.stored = {name: _described(self.parts[name], s) for name, s in self.shapes.items()}
+        """What is said of each tensor."""
 
     def tensor(self, name: str) -> Tensor:
         """The whole tensor of this name, on the host; in memory only while it is used."""
@@ -150,11 +152,8 @@ class ZeroFiles(StorageReader):
                 if flat.ndim:
                     self.parts[entry(piece.name, kind)].append(piece.of(flat))
 
-    def stored(self) -> dict[str, TensorStorageMetadata]:
-        return {name: _described(self.parts[name], s) for name, s in self.shapes.items()}
-
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        return Metadata({**self.stored()})
+        return Metadata({**self.stored})
 
     def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
         for item in plan.items:

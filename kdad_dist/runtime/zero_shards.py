@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.engine import DeepSpeedEngine
-from torch import Tensor, nn, zeros_like
+from torch import Tensor, nn
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.utils._pytree import tree_map_only
 
@@ -132,9 +132,10 @@ class Shards:
                     if kind == STEP:
                         state[STEP] = value.to(flat.device)
                         continue
-                    target = state.setdefault(kind, zeros_like(flat)) if kind else flat
+                    if kind and kind not in state:
+                        state[kind] = torch.zeros_like(flat)
                     if name in where:
-                        where[name].copy(value, target)
+                        where[name].copy(value, state[kind] if kind else flat)
             self._zero.optimizer.state[flat] = state
 
 

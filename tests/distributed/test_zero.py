@@ -5,16 +5,19 @@ import shutil
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
 
+from kdad_dist.runtime.tensors import open_checkpoint, read_into
+from kdad_dist.runtime.zero_files import FOLDER
 from tests.kdad import MODES, kdad, limit_files, succeeds
 from tests.shards import make_shards
 
-pytest.importorskip("deepspeed")
+zero_to_fp32 = pytest.importorskip("deepspeed.utils.zero_to_fp32")
 pytestmark = pytest.mark.launch
 
 STEPS, HALF = 20, 10
@@ -84,6 +87,10 @@ def curves(run: Path) -> dict[tuple[int, str], float]:
     return {(line["step"], key): line[key] for line in lines for key in keys if key in line}
 
 
+def manifest_of(path: Path) -> dict[str, Any]:
+    return json.loads((path / "manifest.json").read_text())
+
+
 def assert_same_training(run: Path, other: Path) -> None:
     assert curves(run).keys() == curves(other).keys()
     assert curves(run) == pytest.approx(curves(other), rel=0, abs=1e-5)
@@ -114,7 +121,7 @@ def test_the_training_is_that_of_one_process_under_ddp(
 def test_every_process_writes_its_part_and_nothing_that_is_frozen(runs: Runs) -> None:
     run = runs.train("loramae", "zero2", 3)
     path = run / f"checkpoints/step_{HALF:08}"
-    manifest = json.loads((path / "manifest.json").read_text())
+    manifest = manifest_of(path)
     assert manifest["format"] == "zero"
     assert sorted(manifest["files"]) == [
         "zero/mp_rank_00_model_states.pt",
@@ -126,6 +133,17 @@ def test_every_process_writes_its_part_and_nothing_that_is_frozen(runs: Runs) ->
     whole = sum(value.nbytes for value in weights(run).values())
     # A training of all weights would write each with two moments.
     assert sum(entry["bytes"] for entry in manifest["files"].values()) < 0.05 * 3 * whole
+
+
+def test_deepspeeds_own_tool_reads_the_same_weights(runs: Runs) -> None:
+    path = runs.train("loramae", "zero2", 3) / f"checkpoints/step_{STEPS:08}"
+    expected = zero_to_fp32.get_fp32_state_dict_from_zero_checkpoint(str(path), FOLDER)
+    stored, reader = open_checkpoint(path, manifest_of(path)["files"])
+    found = {f"student.{name}": torch.empty_like(value) for name, value in expected.items()}
+    assert found.keys() == {name for name in stored if name.startswith("student.")}
+    read_into(found, reader)
+    for name, value in expected.items():
+        assert torch.equal(found[f"student.{name}"], value), name
 
 
 @pytest.mark.parametrize(
