@@ -91,6 +91,8 @@ def refuse_strangers(settings: Mapping[str, Any]) -> None:
             continue
         elif key == "zero_optimization.stage" and value not in (1, 2, 3):
             faults.append(f"{key} = {value!r} (the stages here are 1, 2 and 3)")
+        elif value == AUTO:
+            faults.append(f'{key} = "auto" (only transformers fills that in; give a number)')
         elif key.removeprefix("zero_optimization.") not in OF_STAGES:
             faults.append(f"{key} (not known to leave the training as it is)")
     if faults:

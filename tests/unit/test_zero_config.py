@@ -59,6 +59,7 @@ def test_without_a_file_the_launchers_own_variables_decide(asked: Path, monkeypa
         ({"bf16": {"enabled": True}}, "bf16.enabled"),
         ({"fp16": {"enabled": True, "loss_scale": 8}}, "fp16.enabled"),
         ({"optimizer": {"type": "AdamW"}}, "optimizer.type"),
+        ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}, "give a number"),
         ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage = 0"),
         ({"zero_optimization": {"stage": 2, "parameter_alignment": True}}, "parameter_alignment"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "own Adam"),
