@@ -22,6 +22,7 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch import Tensor
+from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from kdad_dist.data.plan import seeds
 from kdad_dist.errors import ConfigError, PeerLost
@@ -182,6 +183,8 @@ def join(precision: str, trains: bool, patience: timedelta) -> Session:
             InitProcessGroupKwargs("gloo" if settings and on_cpu else None, timeout=patience),
         ],
     )
+    if mode == "fsdp2":
+        leave_precision_to_autocast(accelerator)
     session = Session(
         accelerator,
         accelerator.process_index,
@@ -203,6 +206,15 @@ def join(precision: str, trains: bool, patience: timedelta) -> Session:
         precision,
     )
     return session
+
+
+def leave_precision_to_autocast(accelerator: Accelerator) -> None:
+    """Has FSDP2 neither cast weights nor sum gradients in the low precision, as accelerate would;
+    no other mode does.
+    """
+    sharding = accelerator.state.fsdp_plugin
+    assert sharding is not None
+    sharding.mixed_precision_policy = MixedPrecisionPolicy()
 
 
 def free_cores(session: Session) -> int:

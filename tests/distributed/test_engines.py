@@ -175,11 +175,12 @@ def test_a_save_that_fails_in_the_background_is_an_error(trainings):
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
 
 
-def test_shards_train_in_low_precision(trainings):
+def test_low_precision_means_the_same_for_shards(trainings):
     more = "train.precision=bf16"
     run = trainings.undisturbed("loramae", ("fsdp2", 2), more)
-    plain = trainings.undisturbed("loramae", ("ddp", 1), more)
-    assert apart(run, plain) < 0.05
+    plain = trainings.undisturbed("loramae", ("ddp", 2), more)
+    assert apart(run, plain) < 1e-5
+    assert apart(run, trainings.undisturbed("loramae")) > 1e-5, "bf16 is not in force"
 
 
 def test_an_update_that_is_not_finite_is_not_applied(trainings):
