@@ -59,7 +59,7 @@ class Engine(ABC):
 
     @abstractmethod
     def restore(self, facts: dict[str, float]) -> None:
-        """Takes back what `facts` said, among other things."""
+        """Takes back what `facts` said, among other things; nothing, after another precision."""
 
 
 class Native(Engine):
@@ -117,4 +117,5 @@ class Native(Engine):
     def restore(self, facts: dict[str, float]) -> None:
         scaler = self.accelerator.scaler
         if scaler is not None:
-            scaler.load_state_dict(scaler.state_dict() | {name: facts[name] for name in SCALER})
+            said = {name: facts[name] for name in SCALER if name in facts}
+            scaler.load_state_dict(scaler.state_dict() | said)
