@@ -101,3 +101,17 @@ def test_nothing_in_the_files_is_executed(tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(CheckpointError, match="damaged"):
         open_checkpoint(tmp_path, FILES)
     assert not Path("harm-was-done").exists()
+
+
+def test_files_and_their_folder_are_on_the_disk_before_a_checkpoint_gets_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("deepspeed")
+    from kdad_dist.runtime.zero_shards import Files
+
+    flushed = []
+    monkeypatch.setattr(
+        "os.fsync", lambda file: flushed.append(os.readlink(f"/proc/self/fd/{file}"))
+    )
+    [written] = Files({"a.pt": {"value": torch.ones(2)}}).write(tmp_path, None)
+    assert flushed == [str(written), str(written.parent)]
