@@ -73,25 +73,28 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
         str(directory / ARRAY),
         *(str(job.file) for job in left),
     ]
-    collect = [
-        *common,
-        f"--output={logs}/slurm-%j.log",
-        *options,
-        "--dependency=afterany:ARRAY",
-        str(directory / COLLECT),
-        str(directory / f"{BASE}.yaml"),
-        *(f"--categories={name}" for name in sweep.categories),
-        f"--seeds={sweep.seeds}",
-    ]
+
+    def collect(after: str) -> list[str]:
+        return [
+            *common,
+            f"--output={logs}/slurm-%j.log",
+            *options,
+            f"--dependency=afterany:{after}",
+            str(directory / COLLECT),
+            str(directory / f"{BASE}.yaml"),
+            *(f"--categories={name}" for name in sweep.categories),
+            f"--seeds={sweep.seeds}",
+        ]
+
     if dry_run:
-        return Submission(scripts[ARRAY], array, collect, [])
+        return Submission(scripts[ARRAY], array, collect("ARRAY"), [])
     sweep.write(left)
     with files.writing(directory):
         for name, text in scripts.items():
             files.write_text(directory / name, text)
     first = sbatch(array)
-    collect = [word.replace(":ARRAY", f":{first}") for word in collect]
-    return Submission(scripts[ARRAY], array, collect, [first, sbatch(collect)])
+    last = collect(first)
+    return Submission(scripts[ARRAY], array, last, [first, sbatch(last)])
 
 
 def sbatch(command: Sequence[str]) -> str:
