@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 
@@ -20,7 +21,7 @@ CONFIG = {
     "data": {"image_size": 32},
     "method": {"teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1, 2]}},
     "optim": {"name": "adam", "lr": 1.0e-3},
-    "train": {"steps": 60, "batch_size": 4, "log_every": 1, "check_every": 1},
+    "train": {"steps": 120, "batch_size": 4, "log_every": 1, "check_every": 1},
     "checkpoint": {"every_steps": 4},
     "track": {"wandb": "offline", "tensorboard": True, "media": True},
 }
@@ -55,7 +56,13 @@ def run(config) -> Path:
     killed.kill()
     killed.wait()
     assert not (run / "wandb").exists()
-    outcome = kdad(*words, "train.max_time=1e-9", processes=2, first=with_a_key)
+    before = (run / "metrics.jsonl").stat().st_size
+    stopped = Launched(words, 2, with_a_key)
+    while (run / "metrics.jsonl").stat().st_size <= before:
+        assert all(rank.is_alive() for rank in stopped.ranks), stopped.wait().text
+        time.sleep(0.01)
+    stopped.kill(signal.SIGTERM)
+    outcome = stopped.wait()
     assert outcome.codes == [75, 75], outcome.text
     outcome = kdad(*words, processes=2, first=with_a_key)
     assert outcome.codes == [0, 0], outcome.text
@@ -80,7 +87,7 @@ def test_the_parts_of_weights_and_biases_hold_what_the_log_holds_each_step_once(
     assert all(part.name.endswith((run / "wandb_id").read_text()) for part in parts)
     rows = [{k: json.loads(v) for k, v in row.items()} for p in parts for row in read_history(p)]
     log = logged(run)
-    assert [row["_step"] for row in rows] == list(log) == [*range(1, 61)]
+    assert [row["_step"] for row in rows] == list(log) == [*range(1, 121)]
     for row in rows:
         theirs = {name: value for name, value in row.items() if not name.startswith("_")}
         ours = log[row["_step"]]

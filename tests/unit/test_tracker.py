@@ -115,12 +115,12 @@ def test_a_tracker_that_is_not_installed_is_refused_with_the_way_to_get_it(monke
 
 
 @pytest.fixture
-def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    pytest.importorskip("wandb")
-    home = tmp_path_factory.mktemp("home")
-    monkeypatch.setenv("HOME", str(home))
-    monkeypatch.setenv("NETRC", str(home / "netrc"))
+def no_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    wandb = pytest.importorskip("wandb")
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    yield
+    wandb.teardown()  # lest processes of other tests use its service
 
 
 def test_parts_of_a_run_carry_one_id_and_never_overlap(no_key, tmp_path):
