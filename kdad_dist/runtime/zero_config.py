@@ -82,6 +82,9 @@ def refuse_strangers(settings: Mapping[str, Any]) -> None:
         UsageError: naming all of them.
     """
     faults = []
+    stage = settings.get("zero_optimization", {}).get("stage")
+    if stage not in (1, 2, 3):  # DeepSpeed would take 0 where accelerate takes 2
+        faults.append(f"zero_optimization.stage = {stage!r} (the stages here are 1, 2 and 3)")
     for key, value in flatten(settings):
         switch = next((s for s in SWITCHES if key.startswith(s.rpartition(".")[0] + ".")), None)
         if switch is not None:
@@ -89,8 +92,6 @@ def refuse_strangers(settings: Mapping[str, Any]) -> None:
                 faults.append(f"{key} = {value!r} ({SWITCHES[switch]})")
         elif key.partition(".")[0] in ANYWHERE or key in decided(None):
             continue
-        elif key == "zero_optimization.stage" and value not in (1, 2, 3):
-            faults.append(f"{key} = {value!r} (the stages here are 1, 2 and 3)")
         elif value == AUTO:
             faults.append(f'{key} = "auto" (only transformers fills that in; give a number)')
         elif key.removeprefix("zero_optimization.") not in OF_STAGES:

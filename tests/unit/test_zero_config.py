@@ -61,6 +61,7 @@ def test_without_a_file_the_launchers_own_variables_decide(asked: Path, monkeypa
         ({"optimizer": {"type": "AdamW"}}, "optimizer.type"),
         ({"zero_optimization": {"stage": 3, "reduce_bucket_size": "auto"}}, "give a number"),
         ({"zero_optimization": {"stage": 0}}, "zero_optimization.stage = 0"),
+        ({"zero_optimization": {}}, "zero_optimization.stage = None"),
         ({"zero_optimization": {"stage": 2, "parameter_alignment": True}}, "parameter_alignment"),
         ({"zero_optimization": {"stage": 2, "offload_optimizer": {"device": "cpu"}}}, "own Adam"),
         ({"zero_optimization": {"stage": 3, "zero_quantized_weights": True}}, "quantized_weights"),
