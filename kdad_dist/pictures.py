@@ -1,6 +1,7 @@
 """Anomaly maps as pictures: 16-bit files that keep the values, and colours over the image."""
 
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ ANCHORS = (
 )
 
 
-def save_png16(path: Path, anomaly_map: NDArray[np.float32]) -> float:
+def save_png16(file: Path | BinaryIO, anomaly_map: NDArray[np.float32]) -> float:
     """Writes a 16-bit grey PNG; value = pixel / 65535 * scale.
 
     Returns:
@@ -23,7 +24,7 @@ def save_png16(path: Path, anomaly_map: NDArray[np.float32]) -> float:
     pixels = np.round(anomaly_map * (65535 / scale if scale > 0 else 0)).astype(np.uint16)
     text = PngImagePlugin.PngInfo()
     text.add_text("scale", repr(scale))
-    Image.fromarray(pixels).save(path, pnginfo=text)
+    Image.fromarray(pixels).save(file, "PNG", pnginfo=text)
     return scale
 
 

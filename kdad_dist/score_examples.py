@@ -1,6 +1,7 @@
 """What a scoring keeps to look at: anomaly maps, and the worst and best examples."""
 
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,10 +40,14 @@ def write_map(folder: Path, key: str, anomaly_map: NDArray[np.float32], config: 
         return
     folder.mkdir(exist_ok=True)
     path = folder / f"{map_name(key)}.{kind}"
-    if kind == "npy":
-        np.save(path, anomaly_map)
-    else:
-        save_png16(path, anomaly_map)
+    # On the disk before the part that vouches for it: it will not be computed again.
+    with path.open("wb") as file:
+        if kind == "npy":
+            np.save(file, anomaly_map)
+        else:
+            save_png16(file, anomaly_map)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def map_name(key: str) -> str:

@@ -79,10 +79,11 @@ class Contents(Writable, Protocol):
         ...
 
     def read(self, folder: Path, files: Collection[str]) -> None:
-        """Takes everything from verified files.
+        """Takes everything from verified files. Collective.
 
         Raises:
-            CheckpointError: they do not fit; nothing has been changed then.
+            CheckpointError: on every process; they do not fit, and nothing has been changed then,
+                or one could not be read.
         """
         ...
 
@@ -203,13 +204,9 @@ class CheckpointManager:
             CheckpointError: it is damaged, of another run, or does not fit.
         """
 
-        def read() -> dict[str, Any]:
-            body = self.check(path, contents)
-            contents.read(path, body["files"])
-            return body
-
         together("read", path, lambda: verify(path, rank_here(), processes()))
-        body = together("read", path, read)[0]
+        body = together("read", path, lambda: self.check(path, contents))[0]
+        contents.read(path, body["files"])
         return TrainState(step=body["step"], samples_seen=body["samples_seen"])
 
     def check(self, path: Path, contents: Contents) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from kdad_dist import files
-from kdad_dist.errors import KdadError, Preempted, UsageError
+from kdad_dist.errors import UsageError
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.together import shared
 
@@ -18,11 +18,11 @@ T = TypeVar("T")
 def filled(final: Path, here: Session, keep: Collection[str] = ()) -> Iterator[Path]:
     """A folder for all processes to write into; at the end it becomes `final`.
 
-    After an error it is gone, and `final` is what it was.
+    After an error `final` is what it was, and the folder is gone, but for what is kept.
 
     Args:
-        keep: names in the folder, which is empty but for them. With any, the folder also stays
-            when the work is stopped or killed, for the next attempt to go on from there.
+        keep: names in the folder, which is empty but for them. As long as one of them is a folder
+            that holds something, they outlive an error, for the next attempt to go on from there.
 
     Raises:
         DataError: on all processes, if the system refuses to write.
@@ -48,7 +48,9 @@ def write(folder: Path, work: Callable[[], T]) -> T:
 
 @contextmanager
 def emptied(folder: Path, keep: Collection[str]) -> Iterator[None]:
-    """Makes or empties a folder that no other launch uses; removes it after an error."""
+    """Makes or empties a folder that no other launch uses; removes it after an error if there is
+    nothing to keep.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with files.exclusive(folder):
@@ -56,12 +58,11 @@ def emptied(folder: Path, keep: Collection[str]) -> Iterator[None]:
                 if old.name not in {files.LOCK, *keep}:
                     shutil.rmtree(old) if old.is_dir() else old.unlink()
             yield
-    except BaseException as error:
-        if keep and (isinstance(error, Preempted) or not isinstance(error, KdadError)):
-            raise
+    except BaseException:
         # A Ctrl-C may come before the lock is held; what another launch holds is left to it.
         with suppress(OSError, UsageError), files.exclusive(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+            if not any(path for name in keep for path in (folder / name).glob("*")):
+                shutil.rmtree(folder, ignore_errors=True)
         raise
 
 

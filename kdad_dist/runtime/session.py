@@ -184,7 +184,7 @@ def join(precision: str, trains: bool, patience: timedelta) -> Session:
         ],
     )
     if mode == "fsdp2":
-        leave_precision_to_autocast(accelerator)
+        settle_fsdp(accelerator)
     session = Session(
         accelerator,
         accelerator.process_index,
@@ -208,13 +208,14 @@ def join(precision: str, trains: bool, patience: timedelta) -> Session:
     return session
 
 
-def leave_precision_to_autocast(accelerator: Accelerator) -> None:
-    """Has FSDP2 neither cast weights nor sum gradients in the low precision, as accelerate would;
-    no other mode does.
+def settle_fsdp(accelerator: Accelerator) -> None:
+    """Has FSDP2 do as every other mode does, whatever the launcher's settings say: it neither casts
+    weights nor sums gradients in a low precision, and each process brings its own weights.
     """
     sharding = accelerator.state.fsdp_plugin
     assert sharding is not None
     sharding.mixed_precision_policy = MixedPrecisionPolicy()
+    sharding.cpu_ram_efficient_loading = False
 
 
 def free_cores(session: Session) -> int:

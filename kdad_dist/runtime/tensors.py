@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.runtime.manifest import damaged
-from kdad_dist.runtime.together import Group, rank_here
+from kdad_dist.runtime.together import Group, rank_here, together
 from kdad_dist.runtime.zero_files import ZeroFiles
 
 METADATA = ".metadata"
@@ -56,7 +56,10 @@ class Tensors:
         fitting(folder, _student_tensors(self.student), _frozen(self.student), stored)
 
     def read(self, folder: Path, files: Collection[str]) -> None:
-        """The optimizer keeps its own hyper-parameters. Not collective."""
+        """The optimizer keeps its own hyper-parameters."""
+        together("read", folder, lambda: self._fill(folder, files))
+
+    def _fill(self, folder: Path, files: Collection[str]) -> None:
         stored, reader = open_checkpoint(folder, files)
         tensors, frozen = _student_tensors(self.student), _frozen(self.student)
         targets = fitting(folder, tensors, frozen, stored)

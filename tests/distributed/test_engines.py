@@ -1,5 +1,6 @@
 """The same training in every mode, on any number of processes, and from each into the others."""
 
+import itertools
 import json
 import os
 import signal
@@ -119,7 +120,7 @@ def test_shards_resume_to_the_bits_of_the_undisturbed_run(trainings, processes):
 @pytest.mark.parametrize("network", ["stfpm", "loramae"])
 @pytest.mark.parametrize("saved", [1, 2, 3, 4])
 @pytest.mark.parametrize("resumed", [1, 2, 3, 4])
-@pytest.mark.parametrize("modes", [("ddp", "fsdp2"), ("fsdp2", "ddp"), ("fsdp2", "fsdp2")])
+@pytest.mark.parametrize("modes", list(itertools.product(("ddp", "fsdp2"), repeat=2)))
 def test_any_launch_goes_on_from_any_other(trainings, network, saved, resumed, modes):
     run = trainings.moved(network, [(modes[0], saved), (modes[1], resumed)])
     assert apart(run, trainings.undisturbed(network), steps=12) < 1e-5

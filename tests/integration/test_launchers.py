@@ -53,7 +53,7 @@ def test_the_shipped_cpu_file_starts_as_many_processes_as_asked_for(config):
     options = ["--config_file", file, "--num_processes", 3]
     done = launch(*LAUNCH, *options, "-m", "kdad_dist", "train", config, f"output={run}")
     assert done.returncode == 0, done.stderr
-    assert "3 processes, mode MULTI_CPU" in done.stderr
+    assert "3 processes, mode ddp" in done.stderr
     assert len((run / "metrics.jsonl").read_text().splitlines()) >= 2
 
 
@@ -84,13 +84,16 @@ def test_a_launcher_that_starts_one_process_in_silence_is_found_out(config, opti
     assert not (run / "checkpoints").exists()
 
 
-def test_an_engine_that_would_be_dropped_in_silence_is_refused(config, tmp_path):
-    run = tmp_path / "run"
-    options = ["--use_fsdp", "--fsdp_version", 2, "--num_processes", 1, "--num_machines", 1]
-    done = launch(*LAUNCH, *options, "-m", "kdad_dist", "train", config, f"output={run}")
+def test_fsdp_is_not_dropped_in_silence_and_its_first_version_is_refused(config, tmp_path):
+    words = ["--use_fsdp", "--num_processes", 1, "--num_machines", 1, "--fsdp_version"]
+    program = ["-m", "kdad_dist", "train", config]
+    done = launch(*LAUNCH, *words, 2, *program, f"output={tmp_path / 'two'}")
+    assert done.returncode == 0, done.stderr
+    assert "mode fsdp2" in done.stderr and "student: FSDP" in done.stderr
+    done = launch(*LAUNCH, *words, 1, *program, f"output={tmp_path / 'one'}")
     assert done.returncode != 0
-    assert "FSDP" in done.stderr
-    assert not (run / "checkpoints").exists()
+    assert "FSDP version 1" in done.stderr
+    assert not (tmp_path / "one").exists()
 
 
 def test_one_process_needs_no_launcher(config):
@@ -98,5 +101,5 @@ def test_one_process_needs_no_launcher(config):
     words = [sys.executable, "-m", "kdad_dist", "train", config, f"output={run}"]
     done = launch(*words)
     assert done.returncode == 0, done.stderr
-    assert "1 process, mode NO" in done.stderr
+    assert "1 process, mode ddp" in done.stderr
     assert json.loads((run / "status.json").read_text())["state"] == "finished"

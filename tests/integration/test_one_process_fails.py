@@ -67,7 +67,7 @@ def test_a_damaged_image_of_one_process_ends_the_scoring_of_all(config, tmp_path
     shards, key = damaged(config.parent / "shards", tmp_path / "shards", "test", number)
     before = names(run)
     said_once(kdad("score", run, "--shards", shards, processes=2), key)
-    assert names(run) == before
+    assert {name for name in names(run) if not name.endswith(".partial")} == before
 
 
 @pytest.mark.parametrize("number", [0, 1])

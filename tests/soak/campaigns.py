@@ -161,11 +161,19 @@ def reached(run: Path, moment: str, draw: random.Random) -> None:
     while size() <= before and time.monotonic() < deadline:
         time.sleep(0.002)
     if moment == "step":
-        time.sleep(draw.uniform(0, 0.3))
+        start, steps = taken(log), draw.randint(1, 12)
+        while taken(log) < start + steps and time.monotonic() < deadline:
+            time.sleep(0.002)
+        time.sleep(draw.uniform(0, 0.05))
         return
     while not saving() and time.monotonic() < deadline:
         time.sleep(0.0005)
     time.sleep(draw.uniform(0, 0.03))
+
+
+def taken(log: Path) -> int:
+    """Lines of metrics.jsonl, which are a few more than steps."""
+    return log.read_bytes().count(b"\n")
 
 
 def kill_launcher(words: list[object], wait: Callable[[], None]) -> None:

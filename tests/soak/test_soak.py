@@ -12,7 +12,7 @@ from tests.soak.campaigns import CONFIG, PROCESSES, same_training
 
 pytestmark = [pytest.mark.soak, pytest.mark.launch]
 Property = Callable[[str, object], None]
-STEPS = 900
+STEPS = 300
 """So many that fifty starts do not come to the end of them."""
 
 
