@@ -133,7 +133,8 @@ def start(
         if not lost_peer(error):
             raise
         time.sleep(GRACE)
-        who = " and ".join(watch.ended() if watch else []) or "another one"
+        other = f"process {1 - session.rank} of 2" if session.world == 2 else "another one"
+        who = " and ".join(watch.ended() if watch else []) or other
         raise PeerLost(
             f"process {session.rank} of {session.world} lost {who}, which ended or did not answer "
             f"for {minutes(2 * seconds)}",

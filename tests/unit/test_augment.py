@@ -32,6 +32,7 @@ EACH = [
     AugmentConfig(saturation=0.5),
     AugmentConfig(flip=True),
 ]
+POLL = int  # any callable will do: nobody asks to stop
 SIZE = 12
 CPU = torch.device("cpu")
 
@@ -226,7 +227,7 @@ def test_held_out_images_are_read_as_scoring_reads_them(index: Index, access: st
     augmented = {"crop_margin": 4, "brightness": 0.3, "saturation": 0.5, "flip": True}
     config = run_config(index, augmented, data={"access": access})
     with session.start() as here:
-        train, held_out = open_loaders(config, index, build_method(config), here)
+        train, held_out = open_loaders(config, index, build_method(config), here, POLL)
     assert held_out
     samples = index.select(Split.VAL, val_fraction=0.3)
     reader = ShardReader(index.root, SIZE)
@@ -245,7 +246,7 @@ def test_held_out_images_are_read_as_scoring_reads_them(index: Index, access: st
 def test_without_options_training_images_are_those_that_were_packed(index: Index, access: str):
     config = run_config(index, {}, data={"access": access})
     with session.start() as here:
-        train, _ = open_loaders(config, index, build_method(config), here)
+        train, _ = open_loaders(config, index, build_method(config), here, POLL)
     samples, reader = index.select(Split.TRAIN, val_fraction=0.3), ShardReader(index.root, SIZE)
     for (micro,) in train.steps(0, train.steps_per_epoch):
         for row, image in zip(micro.batch.row, micro.batch.image, strict=True):
@@ -259,7 +260,7 @@ def test_a_margin_beyond_the_packed_size_is_named(index: Index, access: str, mar
     method = build_method(config)
     wanted = pytest.raises(ConfigError, match=f"crop_margin={margin} .*of 16")
     with session.start() as here, wanted as caught:
-        open_loaders(config, index, method, here)
+        open_loaders(config, index, method, here, POLL)
     assert f"--size {SIZE + margin}" in caught.value.remedy
 
 
@@ -271,7 +272,7 @@ def test_features_computed_once_exclude_images_that_change(index: Index, option:
     method = build_method(config)
     wanted = pytest.raises(ConfigError, match="cache_teacher .* data.augment")
     with session.start() as here, wanted:
-        open_loaders(config, index, method, here)
+        open_loaders(config, index, method, here, POLL)
 
 
 @pytest.mark.gpu
