@@ -35,6 +35,7 @@ from kdad_dist.score_examples import write_examples, write_map
 from kdad_dist.score_parts import (
     KEPT,
     MAPS,
+    PARTS,
     SYNTHETIC,
     TEST,
     VAL,
@@ -117,7 +118,7 @@ def score(config: RunConfig, request: StopRequest) -> dict[str, Any]:
         index, units = shared(lambda: plan(config))
         run = config.directory
         write(run, lambda: forget_requests(run) if here.is_main else None)
-        with filled(shared(lambda: scores_folder(config)), here, KEPT) as partial:
+        with filled(shared(lambda: scores_folder(config)), here, KEPT, f"{PARTS}/*") as partial:
             stop = Stop(request, partial, "scoring", "goes on with the images that are left")
             trained = restore(config)
             method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore

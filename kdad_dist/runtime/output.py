@@ -15,14 +15,17 @@ T = TypeVar("T")
 
 
 @contextmanager
-def filled(final: Path, here: Session, keep: Collection[str] = ()) -> Iterator[Path]:
+def filled(
+    final: Path, here: Session, keep: Collection[str] = (), worth: str | None = None
+) -> Iterator[Path]:
     """A folder for all processes to write into; at the end it becomes `final`.
 
-    After an error `final` is what it was, and the folder is gone, but for what is kept.
+    After an error `final` is what it was, and the folder is gone.
 
     Args:
-        keep: names in the folder, which is empty but for them. As long as one of them is a folder
-            that holds something, they outlive an error, for the next attempt to go on from there.
+        keep: names in the folder, which is empty but for them.
+        worth: a pattern; where it matches something in the folder, this outlives an error, for the
+            next attempt to go on from there.
 
     Raises:
         DataError: on all processes, if the system refuses to write.
@@ -30,7 +33,7 @@ def filled(final: Path, here: Session, keep: Collection[str] = ()) -> Iterator[P
     """
     partial = final.with_name(f"{final.name}.partial")
     with ExitStack() as stack:
-        mine = [emptied(partial, keep)] if here.is_main else []
+        mine = [emptied(partial, keep, worth)] if here.is_main else []
         write(partial, lambda: [stack.enter_context(folder) for folder in mine])
         yield partial
         write(final, lambda: [replace(final, partial) for _ in mine])
@@ -47,7 +50,7 @@ def write(folder: Path, work: Callable[[], T]) -> T:
 
 
 @contextmanager
-def emptied(folder: Path, keep: Collection[str]) -> Iterator[None]:
+def emptied(folder: Path, keep: Collection[str], worth: str | None) -> Iterator[None]:
     """Makes or empties a folder that no other launch uses; removes it after an error if there is
     nothing to keep.
     """
@@ -61,7 +64,7 @@ def emptied(folder: Path, keep: Collection[str]) -> Iterator[None]:
     except BaseException:
         # A Ctrl-C may come before the lock is held; what another launch holds is left to it.
         with suppress(OSError, UsageError), files.exclusive(folder):
-            if not any(path for name in keep for path in (folder / name).glob("*")):
+            if worth is None or not any(folder.glob(worth)):
                 shutil.rmtree(folder, ignore_errors=True)
         raise
 
