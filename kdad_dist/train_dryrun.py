@@ -78,7 +78,7 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
             "kept": config.checkpoint.keep,
         },
         "operations_per_image": operations(method, config.data.image_size),
-        "notes": list(notes(config, batches, world)),
+        "notes": list(notes(config, len(train), batches, world)),
     }
 
 
@@ -169,7 +169,7 @@ def held(
     return {**parts, "total": sum(parts.values())}
 
 
-def notes(config: RunConfig, batches: Facts, world: int) -> Iterator[str]:
+def notes(config: RunConfig, images: int, batches: Facts, world: int) -> Iterator[str]:
     """What one should know before asking for so many processes."""
     full, last = batches["full"], batches["last"]
     idle = full["rows"].count(0)
@@ -178,6 +178,8 @@ def notes(config: RunConfig, batches: Facts, world: int) -> Iterator[str]:
             "each reads whole shards, and there are too few or too unequal ones"
             if config.data.access == "stream"
             else f"train.batch_size={world} or more would give each of them one"
+            if images >= world
+            else f"there are {images} training images only"
         )
     elif len(set(full["rows"])) > 1 or len(set(last["rows"])) > 1:
         yield "not every step gives all processes as many images: losses are weighted by images"

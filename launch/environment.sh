@@ -1,7 +1,7 @@
 # Turns KDAD_* variables into what `accelerate launch` needs. Sourced by train.sh and score.sh.
 # shellcheck shell=bash
 #
-#   KDAD_MODE       cpu (default) or gpu, one process; multi_gpu (DDP), fsdp2, zero1, zero2, zero3
+#   KDAD_MODE       cpu (default) and multi_gpu (both DDP), gpu (one process), fsdp2, zero1, zero2, zero3
 #   KDAD_PROCESSES  processes on each machine; default: 1 (must be given where several GPUs train)
 #   KDAD_DEVICE     cpu: fsdp2 and zero1 to zero3 on the CPU, to try them
 #   KDAD_DEEPSPEED  a DeepSpeed configuration of your own, for zero1 to zero3
@@ -11,20 +11,23 @@
 
 mode=${KDAD_MODE:-cpu}
 machines=${KDAD_MACHINES:-1}
+
+refuse() { echo "$1" >&2; exit 2; }
+
 case $mode in
     cpu) export ACCELERATE_USE_CPU=true ;;
     gpu) KDAD_PROCESSES=1 ;;
     multi_gpu | fsdp2 | zero[123])
-        : "${KDAD_PROCESSES:?set it to the number of GPUs on each machine}" ;;
-    *)
-        echo "KDAD_MODE is '$mode'; known are cpu, gpu, multi_gpu, fsdp2, zero1, zero2, zero3" >&2
-        exit 2 ;;
+        [[ -n ${KDAD_PROCESSES:-} ]] || refuse "KDAD_MODE=$mode needs KDAD_PROCESSES: the GPUs of each machine" ;;
+    *) refuse "KDAD_MODE is '$mode'; known are cpu, gpu, multi_gpu, fsdp2, zero1, zero2, zero3" ;;
 esac
+[[ ${KDAD_PROCESSES:-1} =~ ^[1-9][0-9]*$ ]] ||
+    refuse "KDAD_PROCESSES is '$KDAD_PROCESSES'; it must be a whole number, 1 or more"
 case ${KDAD_DEVICE:-}-$mode in
-    -*) ;;
+    -* | cpu-cpu) ;;
     # Not ACCELERATE_USE_CPU: with it, accelerate would train under DDP instead, without a word.
     cpu-fsdp2 | cpu-zero[123]) export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu ;;
-    *) echo "KDAD_DEVICE is '$KDAD_DEVICE'; KDAD_MODE=$mode has no such device" >&2; exit 2 ;;
+    *) refuse "KDAD_DEVICE is '$KDAD_DEVICE', for KDAD_MODE=$mode; it may be cpu, for fsdp2 and zero1 to zero3" ;;
 esac
 
 # The program compares this with the processes that really came up, and refuses a difference.

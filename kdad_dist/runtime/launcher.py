@@ -2,13 +2,15 @@
 
 Launchers turn every failure of a process into exit code 1 (measured), and a launcher that is told
 to stop knows nothing of its processes' end. So the run's `status.json` decides whether it was
-preempted; otherwise the exit code of the process that failed first stands.
+preempted; otherwise the exit code of the process that failed first stands. A scoring has no status,
+and goes on from what it kept whenever SIGTERM ended it.
 
     python -m kdad_dist.runtime.launcher OPTIONS_OF_ACCELERATE -m kdad_dist VERB ARGUMENTS...
     python -m kdad_dist.runtime.launcher --run-directory CONFIG OVERRIDES...
 """
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -24,17 +26,23 @@ def main() -> int:
     from accelerate.commands.launch import launch_command_parser
 
     arguments = launch_command_parser().parse_args()
+    verb, *words = arguments.training_script_args
     try:
-        status = run_directory(arguments.training_script_args[1:]) / "status.json"
+        status = run_directory(words) / "status.json"
     except KdadError:
         status = Path()  # the program itself will say what is wrong
     before = read(status)
     code = launch(arguments)
     # A status that was there before this launch says nothing of it.
     after = read(status)
-    if code and after != before and json.loads(after)["state"] == "preempted":
-        return Preempted.exit_code
-    return code
+    saved = after != before and json.loads(after)["state"] == "preempted"
+    return exit_code(verb, code, saved)
+
+
+def exit_code(verb: str, code: int, saved: bool) -> int:
+    """What a launch leaves with whose launcher got `code`; `saved`: its training was preempted."""
+    stopped = verb == "score" and code == 128 + signal.SIGTERM
+    return Preempted.exit_code if code and (saved or stopped) else code
 
 
 def run_directory(words: list[str]) -> Path:

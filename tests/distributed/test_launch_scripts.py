@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kdad_dist.runtime.launcher import exit_code
 from tests.needs import REPOSITORY
 from tests.shards import make_shards
 
@@ -80,6 +81,30 @@ def test_sharded_training_runs_on_the_cpu_where_that_is_asked_for(config: Path, 
     result = script("score", config.parent / "runs/tiny", **variables)
     assert result.returncode == 0, result.stderr
     assert "2 processes, mode ddp, device cpu" in result.stderr
+
+
+def test_a_scoring_whose_launcher_is_asked_to_stop_leaves_with_75() -> None:
+    assert exit_code("score", 128 + 15, saved=False) == 75
+    assert exit_code("train", 128 + 15, saved=False) == 128 + 15
+    assert exit_code("train", 128 + 15, saved=True) == 75
+    assert exit_code("score", 1, saved=False) == 1
+    assert exit_code("score", 0, saved=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "said"),
+    [
+        ({"KDAD_PROCESSES": "two"}, "KDAD_PROCESSES is 'two'"),
+        ({"KDAD_PROCESSES": "0"}, "KDAD_PROCESSES is '0'"),
+        ({"KDAD_MODE": "zero2", "KDAD_PROCESSES": ""}, "KDAD_MODE=zero2 needs KDAD_PROCESSES"),
+    ],
+)
+def test_a_number_of_processes_that_is_none_is_refused(
+    config: Path, variables: dict[str, str], said: str
+) -> None:
+    result = script("train", config, **variables)
+    assert result.returncode == 2
+    assert said in result.stderr
 
 
 def test_a_device_that_a_mode_does_not_have_is_refused(config: Path) -> None:
