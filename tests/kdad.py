@@ -81,6 +81,7 @@ class Launched:
                     self.folder.name,
                     first,
                     mode,
+                    dict(os.environ),
                 ),
             )
             for rank in range(processes)
@@ -174,13 +175,14 @@ def _rank(
     folder: str,
     first: Callable[[], None] | None,
     mode: str,
+    environment: dict[str, str],
 ) -> None:
     output = os.open(f"{folder}/rank_{rank}", os.O_WRONLY | os.O_CREAT)
     os.dup2(output, 1)
     os.dup2(output, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ |= MODES[mode]
+    os.environ.clear()  # what was set when the server of forks started
+    os.environ |= environment | MODES[mode] | {"OMP_NUM_THREADS": "1"}
     if processes > 1 or mode != "ddp":
         os.environ |= {
             "RANK": str(rank),
