@@ -24,7 +24,8 @@ esac
 [[ ${KDAD_PROCESSES:-1} =~ ^[1-9][0-9]*$ ]] ||
     refuse "KDAD_PROCESSES is '$KDAD_PROCESSES'; it must be a whole number, 1 or more"
 case ${KDAD_DEVICE:-}-$mode in
-    -* | cpu-cpu) ;;
+    -cpu | cpu-cpu) ;;
+    -*) export KDAD_DEVICE=gpu ;;  # the program refuses to train on the CPU instead
     # Not ACCELERATE_USE_CPU: with it, accelerate would train under DDP instead, without a word.
     cpu-fsdp2 | cpu-zero[123]) export CUDA_VISIBLE_DEVICES='' DS_ACCELERATOR=cpu ;;
     *) refuse "KDAD_DEVICE is '$KDAD_DEVICE', for KDAD_MODE=$mode; it may be cpu, for fsdp2 and zero1 to zero3" ;;

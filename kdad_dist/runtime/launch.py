@@ -145,6 +145,20 @@ def asked_mode(environment: Mapping[str, str]) -> str:
     return "fsdp2"
 
 
+def check_device(on_cpu: bool) -> None:
+    """Refuses to use the CPU where the launch scripts were told to use GPUs.
+
+    Raises:
+        UsageError: there is none that torch can use.
+    """
+    if on_cpu and os.environ.get("KDAD_DEVICE") == "gpu":
+        raise UsageError(
+            "the launch asks for GPUs (KDAD_MODE), and torch finds none that it can use here",
+            "see what nvidia-smi says; to use the CPU, launch with KDAD_MODE=cpu, or with "
+            "KDAD_DEVICE=cpu where the mode is fsdp2 or zero1 to zero3",
+        )
+
+
 def check_precision(key: str, precision: str) -> None:
     """Refuses a precision that the launcher was given and that the configuration overrules.
 

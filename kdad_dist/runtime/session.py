@@ -152,6 +152,7 @@ def start(
 def join(precision: str, trains: bool, patience: timedelta) -> Session:
     """The session of this process, once it is clear that the launch is what was asked for."""
     on_cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    launch.check_device(on_cpu)
     if on_cpu and precision == "fp16":
         raise ConfigError(
             "precision is fp16, which needs a GPU, and this process runs on the CPU",

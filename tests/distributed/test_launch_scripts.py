@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from kdad_dist.runtime.launcher import exit_code
 from tests.needs import REPOSITORY
@@ -111,6 +112,15 @@ def test_a_device_that_a_mode_does_not_have_is_refused(config: Path) -> None:
     result = script("train", config, KDAD_MODE="gpu", KDAD_DEVICE="cpu")
     assert result.returncode == 2
     assert "KDAD_DEVICE is 'cpu'" in result.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="has a GPU")
+def test_a_launch_on_gpus_is_refused_where_there_are_none(config: Path, tmp_path: Path) -> None:
+    words = ["train", config, f"output={tmp_path / 'run'}"]
+    result = script(*words, KDAD_MODE="fsdp2", KDAD_PROCESSES="1")
+    assert result.returncode == 2, result.stderr
+    assert "asks for GPUs" in result.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_unknown_mode_is_refused_by_name(config: Path) -> None:

@@ -51,6 +51,14 @@ def test_the_mode_is_what_the_launcher_asks_for():
     assert launch.asked_mode({"ACCELERATE_USE_DEEPSPEED": "true"}) == "zero"
 
 
+def test_a_cpu_instead_of_gpus_is_refused(monkeypatch):
+    launch.check_device(on_cpu=True)
+    monkeypatch.setenv("KDAD_DEVICE", "gpu")
+    launch.check_device(on_cpu=False)
+    with pytest.raises(UsageError, match="asks for GPUs"):
+        launch.check_device(on_cpu=True)
+
+
 def test_an_unwrapped_student_among_several_processes_is_refused():
     launch.check_wrapper(torch.nn.Linear(2, 2), 1, "ddp")
     for world, mode in ((2, "ddp"), (2, "fsdp2"), (1, "fsdp2"), (1, "zero2")):
