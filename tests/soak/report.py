@@ -12,7 +12,7 @@ from kdad_dist.runtime import environment
 HEAD = """# Soak
 
 What `make soak` saw when it was run last, written by it. Where it was told to run a part
-(`PYTEST_FLAGS`), that part alone stands here.
+(`PYTEST_FLAGS`), or interrupted, what it did run stands here alone.
 
 {date}, commit {commit}, {took} altogether. {cpu}, {cores} cores, {gpu}; Python {python},
 torch {torch}. {passed} of {all} campaigns passed.
