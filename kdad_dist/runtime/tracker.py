@@ -27,7 +27,7 @@ from contextlib import suppress
 from operator import itemgetter
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
@@ -105,6 +105,7 @@ class Aside:
     def __init__(self, name: str, work: Callable[[Rows], None]) -> None:
         self.name, self._work = name, work
         self._queue: SimpleQueue[tuple[int, Metrics] | None] = SimpleQueue()
+        self._given_up = Lock()
         self._thread = Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
@@ -125,6 +126,8 @@ class Aside:
             self._give_up(f"{type(error).__name__}: {error}")
 
     def _give_up(self, reason: str) -> None:
+        if not self._given_up.acquire(blocking=False):
+            return  # the thread and its owner may come to it at the same time
         log.warning("%s is off from here on (%s); all else goes on", self.name, reason)
         end_service()
 
