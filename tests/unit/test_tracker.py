@@ -186,11 +186,7 @@ def test_a_part_that_was_closed_before_a_kill_is_kept(no_key, tmp_path, monkeypa
     assert tracked(tmp_path) == [[1, 2, 3], [4, 5]]
 
 
-@pytest.mark.parametrize(
-    # With its two seconds of patience, the second depends on how busy the machine is.
-    "number",
-    [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.soak)],
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_a_service_that_dies_or_hangs_is_a_warning_and_its_steps_are_sent_later(
     no_key, tmp_path, number
 ):
