@@ -1,6 +1,19 @@
-"""What options of the verbs may be."""
+"""What arguments and options of the verbs may be."""
 
 from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Run = Annotated[Path, typer.Argument(help="The directory that `kdad train` wrote.")]
+Config = Annotated[
+    str, typer.Argument(help="A YAML file, or a shipped recipe such as stfpm_mvtec.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Changes to the configuration: key.subkey=value ...")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 
 
 class Layout(StrEnum):

@@ -1,6 +1,21 @@
 """What verbs have done, in words for a person."""
 
+import json
+import os
+import sys
 from typing import Any
+
+
+def say(text: str) -> None:
+    """For a person: on stderr, once per launch."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
+def answer(value: Any) -> None:
+    """For a program: one JSON document on stdout, once per launch."""
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(value, indent=2))  # in ASCII: file names need not be UTF-8
 
 
 def judged(facts: dict[str, Any]) -> str:

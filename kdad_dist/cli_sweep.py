@@ -1,0 +1,61 @@
+"""The verb that runs one configuration over many classes."""
+
+import shlex
+from typing import Annotated
+
+import typer
+
+from kdad_dist.cli_choices import Config, Json, Overrides
+from kdad_dist.cli_text import answer, say
+from kdad_dist.errors import UsageError
+
+
+def sweep(
+    config: Config,
+    overrides: Overrides = None,
+    categories: Annotated[
+        list[str] | None,
+        typer.Option(help="Classes, with commas between; may be repeated. All where not given."),
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of each class, seeds counted up.")] = 1,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, help="Runs at once: here 1, under SLURM as many as fit.")
+    ] = None,
+    slurm: Annotated[bool, typer.Option("--slurm", help="Submit them as a SLURM array.")] = False,
+    sbatch: Annotated[
+        list[str] | None, typer.Option(help="With --slurm: an option of sbatch; may be repeated.")
+    ] = None,
+    table: Annotated[
+        bool, typer.Option("--table", help="Only write the table of what is there.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what would be started.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, score and report one run per class (and seed), and put them into one table."""
+    from kdad_dist import sweep_local, sweep_slurm
+    from kdad_dist.sweep import plan
+    from kdad_dist.sweep_table import as_markdown, write_table
+
+    if sbatch and not slurm:
+        raise UsageError("--sbatch goes with --slurm", "add --slurm, or leave it out")
+    planned = plan(config, overrides or [], categories or ["all"], seeds)
+    if slurm and not table:
+        submitted = sweep_slurm.submit(planned, jobs, sbatch or [], dry_run)
+        say(submitted.text())
+        if as_json:
+            answer(submitted.facts())
+        return
+    if dry_run:
+        todo = {job.run.name: sweep_local.commands(job) for job in planned.left()}
+        say("\n".join(shlex.join(command) for words in todo.values() for command in words))
+        if as_json:
+            answer(todo)
+        return
+    outcomes = [] if table else sweep_local.run_all(planned, jobs or 1)
+    found = write_table(planned)
+    say(f"{as_markdown(found)}\ntable: {planned.directory / 'table.md'}")
+    if as_json:
+        answer(found)
+    sweep_local.refuse_failures(outcomes)
