@@ -26,7 +26,7 @@ from kdad_dist.methods import build_method
 from kdad_dist.runtime import session
 from kdad_dist.runtime.account import readable
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
-from kdad_dist.runtime.engine import build_engine
+from kdad_dist.runtime.engines import build_engine
 from kdad_dist.runtime.session import Session
 
 
@@ -46,7 +46,7 @@ def measure(config: RunConfig, here: Session, folder: Path, rounds: int) -> dict
     def whole(step: int) -> None:
         if here.is_main:
             with open(folder / "whole.pt", "wb") as file:
-                optimizer = engine.contents.optimizer.state_dict()
+                optimizer = engine.contents.optimizers[0].state_dict()
                 torch.save({"student": method.student.state_dict(), "optimizer": optimizer}, file)
                 file.flush()
                 os.fsync(file.fileno())

@@ -74,6 +74,7 @@ def fit(run: Run) -> None:
             done, lr = step + 1, rate(run, step)
             run.session.reseed(run.config.seed, step)  # dropout: the same after a resume
             run.session.at(done, f"step {done}")
+            run.method.turn = run.method.whose_turn(step)
             losses, norm = take_step(run, micros, lr)
             agreement.note(done, is_finite(run, losses["loss"], norm))
             record.step(done, losses, norm, lr)
@@ -117,7 +118,7 @@ def take_step(run: Run, micros: list[Micro], lr: float) -> tuple[dict[str, Tenso
             terms = {k: v.sum() / micro.step_images for k, v in run.method(micro.batch).items()}
             engine.backward(terms["loss"] * here.world)
         losses = {k: losses.get(k, 0) + v.detach() for k, v in terms.items()}
-    return losses, engine.step(lr)
+    return losses, engine.step(lr, run.method.turn)
 
 
 def rate(run: Run, step: int) -> float:

@@ -22,6 +22,11 @@ class Method(nn.Module, ABC):
     derived: frozenset[str] = frozenset()
     """Names of frozen weights of the student that follow from other weights and the configuration,
     but for their last bits, which another processor may round otherwise."""
+    parts: tuple[str, ...] = ("",)
+    """The student's modules that are trained in turns, each by an optimizer of its own; "" is the
+    whole student. In the turn of one, the losses have no gradient in the others."""
+    turn: str = ""
+    """The part that is trained now."""
     blocks: frozenset[str] = frozenset()
     """Class names of the student's modules that sharded training gathers one at a time."""
     wants_images: int = 0
@@ -47,6 +52,12 @@ class Method(nn.Module, ABC):
         """Looks at the first training images before a training begins; what it learns of them
         belongs into buffers of the student, which checkpoints hold.
         """
+
+    def whose_turn(self, step: int) -> str:
+        """The part that a step (from 0) trains; it depends on nothing else, so that who resumes
+        goes on in the middle of a turn.
+        """
+        return self.parts[0]
 
     def targets(self, image: Float[Tensor, "b 3 h w"]) -> Features:
         """What the teacher says of the images; the trainer may cache it as `Batch.targets`."""

@@ -19,7 +19,7 @@ from kdad_dist.methods.base import Method
 from kdad_dist.runtime.checkpoint import Contents
 from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.session import Session
-from kdad_dist.runtime.tensors import Tensors
+from kdad_dist.runtime.tensors import Tensors, bare
 
 SCALER = ("scale", "_growth_tracker")
 """The part of fp16's loss scaler that changes; it stands among the metrics of a checkpoint."""
@@ -33,7 +33,7 @@ class Engine(ABC):
     student: nn.Module
     """As the mode wraps it."""
     contents: Contents
-    """Student and optimizer, as a checkpoint holds them."""
+    """Student and optimizers, as a checkpoint holds them."""
 
     @abstractmethod
     def micro(self, last: bool) -> AbstractContextManager[Any]:
@@ -46,11 +46,14 @@ class Engine(ABC):
         """Adds the gradient of this process's part, which will be averaged over processes."""
 
     @abstractmethod
-    def step(self, lr: float) -> Tensor:
-        """Clips the gradient, updates the student, clears the gradient.
+    def step(self, lr: float, part: str = "") -> Tensor:
+        """Clips the gradient, updates a part of the student, clears the gradient.
+
+        Args:
+            part: one of the method's; of the others, neither weights nor moments change.
 
         Returns:
-            The norm of the whole gradient before clipping, on the device.
+            The norm of the part's whole gradient before clipping, on the device.
         """
 
     @abstractmethod
@@ -63,7 +66,9 @@ class Engine(ABC):
 
 
 class Native(Engine):
-    """DDP or FSDP2 around the student, and torch's own optimizer, in the hands of accelerate."""
+    """DDP or FSDP2 around the student, in the hands of accelerate, and an optimizer of torch's for
+    each of its parts.
+    """
 
     def __init__(self, config: RunConfig, method: Method, here: Session) -> None:
         student = method.student
@@ -75,11 +80,13 @@ class Native(Engine):
         self.mode, self.accelerator = here.mode, here.accelerator
         # torch has no fused SGD for sharded parameters.
         self.fused = not (here.mode == "fsdp2" and config.optim.name == "sgd")
-        optimizer = build_optimizer(config, student, self.fused)
-        self.student, prepared = here.accelerator.prepare(student, optimizer)
-        self.optimizer: torch.optim.Optimizer = prepared.optimizer
+        parts = [student.get_submodule(part) for part in method.parts]
+        optimizers = [build_optimizer(config, part, self.fused) for part in parts]
+        self.student, *prepared = here.accelerator.prepare(student, *optimizers)
+        own: list[torch.optim.Optimizer] = [wrapped.optimizer for wrapped in prepared]
+        self.optimizers = dict(zip(method.parts, own, strict=True))
         self.limit = config.optim.clip or math.inf
-        self.contents = Tensors(self.student, self.optimizer)
+        self.contents = Tensors(self.student, *own)
 
     def micro(self, last: bool) -> AbstractContextManager[Any]:
         return nullcontext() if last else self.accelerator.no_sync(self.student)
@@ -87,27 +94,30 @@ class Native(Engine):
     def backward(self, loss: Tensor) -> None:
         self.accelerator.backward(loss)
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, part: str = "") -> Tensor:
         """As the base says. A non-finite update is skipped: by a fused optimizer itself, on the
         device (`found_inf`); for any other the host waits.
         """
-        for group in self.optimizer.param_groups:
+        optimizer = self.optimizers[part]
+        for group in optimizer.param_groups:
             group["lr"] = lr
         scaler = self.accelerator.scaler
         if scaler is not None:
-            scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.student.parameters(), self.limit)
+            scaler.unscale_(optimizer)
+        parameters = bare(self.student).get_submodule(part).parameters()
+        norm = nn.utils.clip_grad_norm_(parameters, self.limit)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         if scaler is not None:
-            scaler.step(self.optimizer)
+            scaler.step(optimizer)
             scaler.update()
         elif self.fused:
-            self.optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore
-            self.optimizer.step()
+            optimizer.found_inf = (~torch.isfinite(norm)).float()  # pyright: ignore
+            optimizer.step()
         elif norm.isfinite():
-            self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            optimizer.step()
+        for each in self.optimizers.values():
+            each.zero_grad(set_to_none=True)
         return norm
 
     def facts(self) -> dict[str, float]:

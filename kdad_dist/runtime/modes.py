@@ -28,5 +28,11 @@ def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> Non
             "compiler looks at them",
             "set train.compile=false, or launch with another mode (KDAD_MODE=zero2 or multi_gpu)",
         )
+    if mode.startswith("zero") and len(method.parts) > 1:
+        raise ConfigError(
+            f"the method trains {' and '.join(method.parts)} in turns, and DeepSpeed ({mode}) has "
+            "one optimizer for all weights: the moments of the one that rests would move on too",
+            "launch with another mode (KDAD_MODE=multi_gpu or fsdp2)",
+        )
     if not any(parameter.requires_grad for parameter in method.student.parameters()):
         raise ConfigError("no weight of the student is trained", "free some: see docs/methods.md")

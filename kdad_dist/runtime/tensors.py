@@ -35,14 +35,20 @@ Stored = Mapping[str, TensorStorageMetadata]
 """What is said of the tensors of a checkpoint, by their names."""
 
 
-@dataclass(frozen=True)
 class Tensors:
-    """A student, but for its frozen parameters, and the state of its optimizer, in DCP's format."""
+    """A student, but for its frozen parameters, and the state of its optimizers, in DCP's format.
 
-    student: nn.Module
-    optimizer: Optimizer | None = None
-    """None: what stands there of an optimizer is left alone."""
+    A parameter's state has the same name whichever optimizer it belongs to.
+
+    Args:
+        optimizers: each of other parameters; none: what stands there of them is left alone.
+    """
+
     format = "dcp"
+
+    def __init__(self, student: nn.Module, *optimizers: Optimizer) -> None:
+        self.student = student
+        self.optimizers = optimizers
 
     def snapshot(self) -> "Collected":
         return Collected({k: v.detach().to("cpu", copy=True) for k, v in self.collect().items()})
@@ -56,27 +62,27 @@ class Tensors:
         fitting(folder, _student_tensors(self.student), _frozen(self.student), stored)
 
     def read(self, folder: Path, files: Collection[str]) -> None:
-        """The optimizer keeps its own hyper-parameters."""
+        """The optimizers keep their own hyper-parameters."""
         together("read", folder, lambda: self._fill(folder, files))
 
     def _fill(self, folder: Path, files: Collection[str]) -> None:
         stored, reader = open_checkpoint(folder, files)
         tensors, frozen = _student_tensors(self.student), _frozen(self.student)
         targets = fitting(folder, tensors, frozen, stored)
-        moments = _empty_moments(folder, self.student, stored) if self.optimizer else {}
+        moments = _empty_moments(folder, self.student, stored) if self.optimizers else {}
         for name, state in moments.items():
             targets |= {f"optimizer.{name}.{key}": value for key, value in state.items()}
         read_into(targets, reader)
-        if self.optimizer:
-            _set_moments(self.student, self.optimizer, moments)
+        for optimizer in self.optimizers:
+            _set_moments(self.student, optimizer, moments)
 
     def collect(self) -> dict[str, Tensor]:
         """All tensors by their names in a checkpoint, sharing memory with the student."""
         tensors = _student_tensors(self.student)
         for name in _frozen(self.student):
             tensors.pop(name, None)
-        state = self.optimizer.state if self.optimizer else {}
-        for name, parameter in _bare(self.student).named_parameters():
+        state = {k: v for optimizer in self.optimizers for k, v in optimizer.state.items()}
+        for name, parameter in bare(self.student).named_parameters():
             for key, value in state.get(parameter, {}).items():
                 assert isinstance(value, Tensor), f"the optimizer's {key} is no tensor"
                 tensors[f"optimizer.{name}.{key}"] = value
@@ -98,7 +104,7 @@ class Collected:
         return [*written, folder / METADATA] if rank_here() == 0 else written
 
 
-def _bare(student: nn.Module) -> nn.Module:
+def bare(student: nn.Module) -> nn.Module:
     """The student without the wrappers of DDP and of torch.compile."""
     while True:
         if isinstance(student, nn.parallel.DistributedDataParallel):
@@ -111,13 +117,13 @@ def _bare(student: nn.Module) -> nn.Module:
 
 def _student_tensors(student: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, sharing memory with the student, by their names in a checkpoint."""
-    tensors = _bare(student).state_dict()
+    tensors = bare(student).state_dict()
     assert all(isinstance(value, Tensor) for value in tensors.values()), "a student holds tensors"
     return {f"student.{name}": value for name, value in tensors.items()}
 
 
 def _frozen(student: nn.Module) -> set[str]:
-    parameters = _bare(student).named_parameters(remove_duplicate=False)
+    parameters = bare(student).named_parameters(remove_duplicate=False)
     return {f"student.{name}" for name, value in parameters if not value.requires_grad}
 
 
@@ -165,7 +171,7 @@ def fitting(
 
 def _empty_moments(path: Path, student: nn.Module, stored: Stored) -> dict[str, dict[str, Tensor]]:
     """Uninitialised optimizer state of each parameter, of the stored kinds, to be filled."""
-    parameters = dict(_bare(student).named_parameters())
+    parameters = dict(bare(student).named_parameters())
     moments: dict[str, dict[str, Tensor]] = {}
     for entry in stored:
         if not entry.startswith("optimizer."):
@@ -188,7 +194,7 @@ def _set_moments(
     student: nn.Module, optimizer: Optimizer, moments: dict[str, dict[str, Tensor]]
 ) -> None:
     """Gives an optimizer its state, in the form that its own `load_state_dict` takes."""
-    names = {parameter: name for name, parameter in _bare(student).named_parameters()}
+    names = {parameter: name for name, parameter in bare(student).named_parameters()}
     packed = optimizer.state_dict()
     packed["state"] = {
         index: moments[names[parameter]]

@@ -42,8 +42,9 @@ class Zero(Engine):
     def backward(self, loss: Tensor) -> None:
         self.engine.backward(loss)
 
-    def step(self, lr: float) -> Tensor:
+    def step(self, lr: float, part: str = "") -> Tensor:
         """As the base says; DeepSpeed itself skips a non-finite update, its norm is infinite."""
+        assert not part, "refused by refuse_mode"
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
         self.engine.step()

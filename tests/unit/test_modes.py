@@ -28,3 +28,15 @@ def test_only_the_modes_that_cannot_work_are_refused_and_say_why(setting: str, m
             assert setting.partition("=")[0] in error.problem and mode in error.problem
             refused.add(mode)
     assert refused == modes
+
+
+def test_two_networks_that_take_turns_are_refused_where_one_optimizer_holds_all_weights():
+    config = load("stfpm_mvtec", ["data.shards=none", "method.teacher.weights=random"])
+    method = build_method(config)
+    method.parts = ("classifier", "discriminator")
+    for mode in MODES:
+        if mode.startswith("zero"):
+            with pytest.raises(ConfigError, match=rf"classifier and discriminator .* \({mode}\)"):
+                refuse_mode(config, method, mode, 2)
+        else:
+            refuse_mode(config, method, mode, 2)

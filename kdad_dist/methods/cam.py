@@ -1,0 +1,82 @@
+"""What a classifier looks at: Grad-CAM and Grad-CAM++ on the last feature map of a network.
+
+Nothing of the network is changed and no `.grad` is left behind.
+"""
+
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from kdad_dist.errors import ConfigError
+
+Kind = Literal["gradcam", "gradcam++"]
+
+
+class TwoHalves(Protocol):
+    """A classifier that can be asked for its last feature map, and for what follows from it."""
+
+    def features(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c _h _w"]: ...
+
+    def classify(self, features: Float[Tensor, "b c _h _w"]) -> Float[Tensor, "b k"]: ...
+
+
+def activation_maps(
+    network: TwoHalves, image: Float[Tensor, "b 3 h w"], label: Int64[Tensor, " b"]
+) -> dict[Kind, Float[Tensor, "b h w"]]:
+    """Both maps of the evidence for a class in each image, in [0, 1], at the image's size.
+
+    The network is in eval mode, where each image's logits depend on that image alone.
+
+    Args:
+        label: the class of each image whose logit is explained.
+
+    Raises:
+        ConfigError: the network has no feature map of rows and columns.
+    """
+    with torch.no_grad():
+        maps = network.features(image)
+    if maps.ndim != 4:
+        raise ConfigError(
+            f"the last features of this network have the shape {tuple(maps.shape)}: there are no "
+            "rows and columns whose evidence could be drawn over the image",
+            "set method.localise=none, or choose a convolutional network such as resnet18",
+        )
+    with torch.enable_grad():
+        logits = network.classify(maps.requires_grad_()).gather(1, label[:, None])
+        (gradient,) = torch.autograd.grad(logits.sum(), maps)
+    maps = maps.detach()
+
+    def drawn(weights: Tensor) -> Tensor:
+        evidence = (weights[:, :, None, None] * maps).sum(1, keepdim=True).relu()
+        large = F.interpolate(evidence, image.shape[-2:], mode="bilinear", align_corners=False)
+        highest = large.amax((2, 3), keepdim=True)
+        return (large / highest.clamp_min(torch.finfo(large.dtype).tiny)).squeeze(1)
+
+    return {
+        "gradcam": drawn(mean_weights(maps, gradient)),
+        "gradcam++": drawn(higher_weights(maps, gradient)),
+    }
+
+
+def mean_weights(
+    maps: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c"]:
+    """The mean gradient of each channel (Selvaraju et al. 2017, eq. 1)."""
+    return gradient.mean((2, 3))
+
+
+def higher_weights(
+    maps: Float[Tensor, "b c h w"], gradient: Float[Tensor, "b c h w"]
+) -> Float[Tensor, "b c"]:
+    """The positive gradients, each weighted by its own alpha (Chattopadhay et al. 2018).
+
+    alpha = g^2 / (2 g^2 + sum(A) g^3) (eq. 19, where the score is exp(logit) and only first
+    derivatives remain), here divided by g^2; weight = sum(alpha relu(g)) (eq. 5). The factor
+    exp(logit), common to a whole image, is left out, for maps are stretched to 1.
+    """
+    below = 2 + maps.sum((2, 3), keepdim=True) * gradient
+    alpha = torch.where(below != 0, 1 / below, 0)
+    return (alpha * gradient.relu()).sum((2, 3))

@@ -1,0 +1,86 @@
+"""A second network that tells a student's answers from its teacher's, and the two that compete."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from kdad_dist.draws import seeded
+from kdad_dist.errors import ConfigError
+
+SHORTEST = 10
+"""Classes of which the windows of all layers leave one position."""
+
+
+class Discriminator(nn.Module):
+    """Convolutions along the classes, down to one number; 285 parameters for 10 classes.
+
+    Its BatchNorms always take the statistics of the batch at hand, the teacher's or the student's,
+    so that the student is judged by the very function that was trained.
+
+    Raises:
+        ConfigError: there are too few classes for its windows.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        if classes < SHORTEST:
+            raise ConfigError(
+                f"a discriminator needs {SHORTEST} classes or more, and the data has {classes}",
+                "choose another method.distill, or data of more classes",
+            )
+        self.layers = nn.Sequential(
+            *(nn.Conv1d(1, 4, 4), nn.BatchNorm1d(4, track_running_stats=False)),
+            *(nn.ReLU(), nn.AvgPool1d(3, stride=1)),
+            *(nn.Conv1d(4, 16, 3), nn.BatchNorm1d(16, track_running_stats=False)),
+            *(nn.ReLU(), nn.AvgPool1d(3, stride=1)),
+            *(nn.Flatten(), nn.Linear(16 * (classes - SHORTEST + 1), 1)),
+        )
+
+    def forward(self, answer: Float[Tensor, "b k"]) -> Float[Tensor, " b"]:
+        """How much each answer looks like the teacher's: the logit of its probability."""
+        return self.layers(answer[:, None]).squeeze(1)
+
+
+class Rivals(nn.Module):
+    """A classifier and the discriminator of its answers, as the one student that is trained.
+
+    Args:
+        seed: draws the discriminator's weights.
+        temperature: by which logits are divided before answers are compared.
+    """
+
+    def __init__(self, classifier: nn.Module, classes: int, seed: int, temperature: float) -> None:
+        super().__init__()
+        self.classifier = classifier
+        with seeded(seed, "discriminator"):
+            self.discriminator = Discriminator(classes)
+        self.temperature = temperature
+
+    def forward(
+        self, image: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b k"], turn: str
+    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, " b"], Float[Tensor, " b"] | None]:
+        """The classifier's logits, the verdict on them, and that on the teacher's.
+
+        Each has a gradient in the network whose turn it is, and in no other; in the classifier's
+        own turn, nobody asks for the verdict on the teacher's.
+
+        Args:
+            target: the teacher's logits.
+            turn: "classifier" or "discriminator".
+        """
+        if turn == "discriminator":
+            with torch.no_grad():
+                logits = self.classifier(image)
+            judge = self.discriminator
+            return logits, judge(self._answer(logits)), judge(self._answer(target))
+        logits = self.classifier(image)
+        # The gradient goes through the discriminator, not into it. Nothing of the network is
+        # switched for that: sharded parameters must stay as the engine knows them.
+        fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        return logits, functional_call(self.discriminator, fixed, self._answer(logits)), None
+
+    def _answer(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
+        """Log-probabilities: teacher and student in the same space, of no matter what offset."""
+        return F.log_softmax(logits.float() / self.temperature, dim=1)
