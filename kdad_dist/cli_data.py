@@ -59,8 +59,10 @@ def verify(
 ) -> None:
     """Check counts, hashes and, on request, images; exit 1 names every fault."""
     from kdad_dist.data.verify import verify as verify_shards
+    from kdad_dist.runtime.progress import progress
 
-    faults = verify_shards(shards, decode)
+    with progress("verifying", 1, "shards") as bar:
+        faults = verify_shards(shards, decode, bar.at)
     if as_json:
         answer({"shards": shards, "faults": faults})
     for fault in faults:

@@ -5,10 +5,12 @@ process.
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from kdad_dist.errors import DataError, UsageError
 
@@ -39,6 +41,15 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file, {} where it cannot be read: it is about to be replaced, say."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager
@@ -74,6 +85,8 @@ def shipped(folder: str) -> Path:
 
 
 LOCK = ".lock"
+PATIENCE = 0.3
+"""Seconds for which a lock may be held by those who only look at it."""
 
 
 @contextmanager
@@ -84,15 +97,48 @@ def exclusive(directory: Path) -> Iterator[None]:
         UsageError: another process holds it.
     """
     with open(directory / LOCK, "a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not _locked(file, time.monotonic() + PATIENCE):
             file.seek(0)
             raise UsageError(
                 f"{directory} is in use by another process ({file.read().strip() or 'unknown'})",
                 "wait for it, stop it, or give this run another `output`",
-            ) from None
+            )
         file.truncate(0)
         file.write(f"pid {os.getpid()} on {os.uname().nodename}")
         file.flush()
         yield
+
+
+def _locked(file: IO[str], deadline: float) -> bool:
+    """Whether the file could be locked before the deadline."""
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(PATIENCE / 10)
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a directory, or was the last to do so."""
+
+    holds: bool
+    text: str
+    """Such as "pid 7 on node1"; empty where nobody ever held it."""
+
+
+def holder(directory: Path) -> Holder:
+    """Looks at the lock of a directory, and lets go of it at once."""
+    try:
+        with open(directory / LOCK, encoding="utf-8", errors="replace") as file:
+            text = file.read().strip()
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return Holder(True, text)
+            return Holder(False, text)
+    except OSError:
+        return Holder(False, "")

@@ -1,5 +1,6 @@
 """What scoring found, and how fast, for a terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
 COLUMNS = {
@@ -20,14 +21,18 @@ def table(metrics: dict[str, Any]) -> str:
         rows += [line(f"  {kind}", entry) for kind, entry in category["defect_types"].items()]
     if len(metrics["categories"]) > 1:
         rows.append(line("mean", metrics["mean"]))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
-        lines.append("  ".join(cells))
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
+    lines = aligned(rows)
+    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Cells in columns, the first `left` of them flush left and the others flush right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def placed(column: int, cell: str) -> str:
+        return cell.ljust(widths[column]) if column < left else cell.rjust(widths[column])
+
+    return ["  ".join(placed(*cell) for cell in enumerate(row)).rstrip() for row in rows]
 
 
 def speed(provenance: dict[str, Any]) -> str:

@@ -14,11 +14,8 @@ from kdad_dist import files
 from kdad_dist.config import RunConfig, changed_keys, dump, load, load_run
 from kdad_dist.data.index import Index, Split
 from kdad_dist.errors import ConfigError, KdadError, UsageError
-from kdad_dist.runtime.rundir import CONFIG_FILE, metrics_file
-from kdad_dist.runtime.status import last
+from kdad_dist.runtime.rundir import CONFIG_FILE, SWEEP_FILE, metrics_file
 
-BASE = "sweep"
-"""The sweep's own configuration is `sweep.yaml` in its directory."""
 SCORED, NOT_SCORED, NOT_STARTED = "scored", "not scored", "not started"
 COMMAND = "== "
 """Begins the line of a log after which a command speaks."""
@@ -48,7 +45,7 @@ class Job:
         """ "scored" is the end; "not scored" that of the training; "not started"; or as in
         `status.json`: "running", "preempted", "failed".
         """
-        state = last(self.run / "status.json").get("state", NOT_STARTED)
+        state = files.read_json(self.run / "status.json").get("state", NOT_STARTED)
         if state != "finished":
             return state
         return SCORED if self.is_scored() else NOT_SCORED
@@ -108,7 +105,7 @@ class Sweep:
         """
         with files.writing(self.directory):
             self.directory.mkdir(parents=True, exist_ok=True)
-            files.write_text(self.directory / f"{BASE}.yaml", dump(self.base))
+            files.write_text(self.directory / SWEEP_FILE, dump(self.base))
             for job in jobs:
                 files.write_text(job.file, dump(job.config))
 
@@ -179,7 +176,7 @@ def choose(asked: Sequence[str], known: Sequence[str], shards: str) -> tuple[str
 def folder(category: str) -> str:
     """The class as the name of a folder: nearly always itself."""
     name = category.replace("%", "%25").replace("/", "%2F")
-    if name.startswith(".") or name == BASE:  # hidden, above, or our own file
+    if name.startswith(".") or f"{name}.yaml" == SWEEP_FILE:  # hidden, above, or our own file
         return f"%{ord(name[0]):02X}{name[1:]}"
     return name
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from kdad_dist import files
 from kdad_dist.errors import KdadError, UsageError
-from kdad_dist.sweep import BASE, Sweep
+from kdad_dist.runtime.rundir import SWEEP_FILE
+from kdad_dist.sweep import Sweep
 
 ARRAY, COLLECT = "sweep.sbatch", "collect.sbatch"
 
@@ -81,7 +82,7 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
             *options,
             f"--dependency=afterany:{after}",
             str(directory / COLLECT),
-            str(directory / f"{BASE}.yaml"),
+            str(directory / SWEEP_FILE),
             *(f"--categories={name}" for name in sweep.categories),
             f"--seeds={sweep.seeds}",
         ]

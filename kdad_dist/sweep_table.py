@@ -10,7 +10,6 @@ from typing import Any
 from kdad_dist import files
 from kdad_dist.report_text import COLUMNS
 from kdad_dist.runtime.rundir import metrics_file
-from kdad_dist.runtime.status import last
 from kdad_dist.sweep import NOT_SCORED, NOT_STARTED, SCORED, Job, Sweep
 
 Table = dict[str, Any]
@@ -77,7 +76,7 @@ def entry(job: Job) -> Table:
         metrics = json.loads(metrics_file(job.config).read_text(encoding="utf-8"))["mean"]
     reason = None
     if state in ("failed", NOT_SCORED, NOT_STARTED):
-        reason = job.last_words() or last(job.run / "status.json").get("reason")
+        reason = job.last_words() or files.read_json(job.run / "status.json").get("reason")
     return {
         "category": job.category,
         "seed": job.config.seed,

@@ -5,7 +5,7 @@ import json
 import os
 import tarfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -26,11 +26,14 @@ from kdad_dist.data.shard import PARTIAL, facts
 from kdad_dist.errors import DataError
 
 
-def verify(root: str, decode: bool = False) -> list[str]:
+def verify(
+    root: str, decode: bool = False, progress: Callable[[int, int], None] | None = None
+) -> list[str]:
     """Every fault of the shards at a folder or http address, each naming its shard or key.
 
     Args:
         decode: decode every image and mask too, which takes far longer than hashing.
+        progress: called with the shards done and all shards.
     """
     try:
         index = Index.read(root)
@@ -46,7 +49,11 @@ def verify(root: str, decode: bool = False) -> list[str]:
         return list(_shard_faults(index, shard, held[shard.file], decode))
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        return faults + [fault for found in pool.map(check, index.shards) for fault in found]
+        for done, found in enumerate(pool.map(check, index.shards), start=1):
+            faults += found
+            if progress is not None:
+                progress(done, len(index.shards))
+    return faults
 
 
 def _index_faults(

@@ -7,14 +7,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import kdad_dist
 
 PACKAGES = ("torch", "accelerate", "timm", "webdataset", "numpy", "scipy", "scikit-learn", "pillow")
 
 
 def describe() -> dict[str, Any]:
+    import torch  # takes seconds, which those who only read runs need not wait
+
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),

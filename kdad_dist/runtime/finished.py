@@ -3,12 +3,12 @@
 import logging
 from pathlib import Path
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig, changed_keys, load_run
 from kdad_dist.data.index import Index
 from kdad_dist.errors import DataError
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.rundir import data_fact, note
-from kdad_dist.runtime.status import last
 from kdad_dist.runtime.together import gathered, shared
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ def finished(config: RunConfig, is_main: bool) -> bool:
 def claims_to_be(config: RunConfig) -> tuple[int, Index] | None:
     """Steps and data of a run whose last word was that it finished, as it is configured now."""
     run = config.directory
-    status = last(run / "status.json")
+    status = files.read_json(run / "status.json")
     if status.get("state") != "finished" or changed_keys(load_run(run), config):
         return None
     try:

@@ -18,6 +18,8 @@ log = logging.getLogger(__name__)
 CONFIG_FILE = "config.yaml"
 DATA_FILE = "data.json"
 STATUS_FILE = "status.json"
+SWEEP_FILE = "sweep.yaml"
+"""The configuration of a sweep, in the directory that holds its runs."""
 MAY_MOVE = ("method.weights:", "method.teacher.weights:")
 
 

@@ -1,11 +1,10 @@
 """`status.json`: the outcome of a run, for scripts; launchers turn every failure into code 1."""
 
-import json
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from kdad_dist import files
 from kdad_dist.errors import Preempted
@@ -14,8 +13,8 @@ from kdad_dist.runtime.together import gathered, lost_peer
 
 
 class Status:
-    """Writes `{state, step, steps, updated, reason}`; only the main process does, but for failures,
-    of which the others may know more.
+    """Writes `{state, step, steps, updated, job, reason}`; only the main process does, but for
+    failures, of which the others may know more.
     """
 
     def __init__(self, run: Path, steps: int, writes: bool) -> None:
@@ -31,6 +30,7 @@ class Status:
                 "step": self.step,
                 "steps": self.steps,
                 "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "job": slurm_job(),
                 "reason": reason,
             },
         )
@@ -40,8 +40,12 @@ class Status:
         if not self.writes:
             return
         with files.in_turn(self.path):
-            if last(self.path).get("state") != "failed":
+            if not self.has_failed():
                 self.write("running")
+
+    def has_failed(self) -> bool:
+        """Whether a process of the launch has noted a failure."""
+        return files.read_json(self.path).get("state") == "failed"
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
@@ -60,7 +64,7 @@ class Status:
 
     def fail(self, error: BaseException) -> None:
         """Notes a failure; who only lost another process leaves that one's word in place."""
-        if lost_peer(error) and (not self.writes or last(self.path).get("state") == "failed"):
+        if lost_peer(error) and (not self.writes or self.has_failed()):
             return
         self.writes = True
         interrupted = isinstance(error, KeyboardInterrupt)
@@ -88,16 +92,13 @@ def building(run: Path, writes: bool) -> Iterator[None]:
 
 def after(run: Path, writes: bool) -> Status:
     """The status of a run that got no further than it last said."""
-    before = last(run / STATUS_FILE)
+    before = files.read_json(run / STATUS_FILE)
     status = Status(run, before.get("steps", 0), writes)
     status.step = before.get("step", 0)
     return status
 
 
-def last(path: Path) -> dict[str, Any]:
-    """What was written there, {} where it cannot be read: it is about to be replaced."""
-    try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+def slurm_job() -> str | None:
+    """The SLURM job that this process belongs to, as `squeue` and `scontrol` name it."""
+    array, task = (os.environ.get(f"SLURM_ARRAY_{name}_ID") for name in ("JOB", "TASK"))
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")

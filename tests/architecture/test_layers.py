@@ -19,7 +19,7 @@ LAYERS = (
     {"runtime"},
     {"detector"},
     {"train", "score", "predict", "export", "report"},
-    {"demo", "sweep"},
+    {"demo", "sweep", "status"},
     {"cli"},
     {"__main__"},
 )
@@ -38,6 +38,8 @@ WITHOUT_TORCH = (
     "config_errors",
     "errors",
     "report",
+    "status",
+    "status_text",
     *(f"data.{name}" for name in ("index", "plan", "layouts", "image", "writer", "verify")),
 )
 

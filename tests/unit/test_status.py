@@ -8,8 +8,8 @@ from threading import Thread
 
 import pytest
 
+from kdad_dist import files
 from kdad_dist.errors import CheckpointError, DataError, Preempted
-from kdad_dist.runtime import status
 from kdad_dist.runtime.status import Status, building
 
 
@@ -90,7 +90,7 @@ def test_what_another_process_died_of_is_not_overwritten(tmp_path):
 def test_a_failure_noted_while_the_step_is_noted_stays(tmp_path, monkeypatch):
     main, other = Status(tmp_path, 9, writes=True), Status(tmp_path, 9, writes=False)
     failing = Thread(target=other.fail, args=[DataError("image 3 is damaged", "pack again")])
-    read = status.last
+    read = files.read_json
 
     def read_and_dawdle(path: Path) -> dict:
         found = read(path)
@@ -99,7 +99,7 @@ def test_a_failure_noted_while_the_step_is_noted_stays(tmp_path, monkeypatch):
         return found
 
     main.write("running")
-    monkeypatch.setattr(status, "last", read_and_dawdle)
+    monkeypatch.setattr(files, "read_json", read_and_dawdle)
     main.progress()
     failing.join()
     assert "image 3 is damaged" in (state(tmp_path)[1] or "")

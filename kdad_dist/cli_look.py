@@ -1,0 +1,49 @@
+"""The verbs that look at runs and machines, and change neither."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdad_dist.cli_choices import Json
+from kdad_dist.cli_text import answer
+from kdad_dist.errors import CheckpointError, UsageError
+
+
+def status(
+    folder: Annotated[Path, typer.Argument(help="A run, a sweep, or a folder above them.")] = Path(
+        "runs"
+    ),
+    watch: Annotated[bool, typer.Option("--watch", help="Look again until Ctrl-C.")] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Read checkpoints whole; exit 1 if one is damaged.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Show every run below a folder: state, step, pace, last checkpoint, result."""
+    from dataclasses import asdict
+
+    from kdad_dist.runtime.progress import progress
+    from kdad_dist.status import survey
+    from kdad_dist.status_text import show, shown
+    from kdad_dist.status_text import watch as keep_watching
+
+    if watch and (verify or as_json):
+        raise UsageError(
+            "--watch is for a person, and looks again every few seconds",
+            "leave out --verify and --json, or ask for them without --watch",
+        )
+    if watch:
+        keep_watching(folder)
+    with progress("verifying", 1, "runs", visible=verify) as bar:
+        found = survey(folder, verify, bar.at)
+    show(shown(found))
+    if as_json:
+        answer({"runs": [asdict(run) for run in found]})
+    faults = [fault for run in found for fault in run.damaged]
+    if verify and faults:
+        number = "1 checkpoint is" if len(faults) == 1 else f"{len(faults)} checkpoints are"
+        raise CheckpointError(
+            f"{number} damaged",
+            "delete their directories; training then goes on from the ones before them",
+        )

@@ -1,0 +1,197 @@
+"""What `kdad status` makes of the files that runs keep."""
+
+import io
+import json
+import os
+import time
+from pathlib import Path
+from typing import cast
+
+import pytest
+from rich.console import Console
+
+from kdad_dist import files
+from kdad_dist.errors import UsageError
+from kdad_dist.files import Holder, write_json
+from kdad_dist.runtime.manifest import VERSION, file_entry, replace_manifest
+from kdad_dist.runtime.status import Status
+from kdad_dist.status import SILENT, judge, last_losses, look, survey, tally
+from kdad_dist.status_text import shown
+from tests.helpers_run import make_run
+
+FREE, NOBODY = Holder(False, "pid 7 on here"), Holder(False, "")
+HELD, AWAY = Holder(True, "pid 7 on here"), Holder(False, "pid 7 on elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("said", "holder", "silent", "is_new", "state", "reason"),
+    [
+        ("finished", FREE, 9e9, False, "finished", None),
+        ("preempted", AWAY, 9e9, False, "preempted", None),
+        ("running", HELD, 1, False, "running", None),
+        ("running", HELD, SILENT + 1, False, "stale", "does it hang"),
+        ("running", FREE, 1, False, "stale", "pid 7 on here has ended without a word"),
+        ("running", AWAY, 1, False, "running", None),
+        ("running", AWAY, SILENT + 1, False, "stale", "nothing was written for 30 min"),
+        ("failed", HELD, SILENT + 1, True, "running", "pid 7 on here is starting"),
+        ("finished", HELD, 1, False, "finished", None),
+        (None, NOBODY, 1, False, "unknown", "missing or damaged"),
+        ("dancing", NOBODY, 1, False, "unknown", "missing or damaged"),
+        (["running"], NOBODY, 1, False, "unknown", "missing or damaged"),
+    ],
+)
+def test_who_holds_a_run_and_when_it_last_wrote_correct_what_it_says(
+    said, holder, silent, is_new, state, reason
+):
+    found = judge({"state": said}, holder, silent, is_new, here="here")
+    assert found[0] == state
+    assert (reason or "") in (found[1] or "")
+    assert (found[1] is None) == (reason is None)
+
+
+def test_the_lock_of_a_directory_is_seen_without_keeping_others_out(tmp_path):
+    assert files.holder(tmp_path) == Holder(False, "")
+    with files.exclusive(tmp_path):
+        found = files.holder(tmp_path)
+        assert found.holds
+        assert found.text.startswith(f"pid {os.getpid()} on")
+    assert not files.holder(tmp_path).holds
+    with files.exclusive(tmp_path):
+        pass
+
+
+def sweep(folder: Path) -> None:
+    """A sweep of three classes, of which one has failed and one has not been started."""
+    make_run(folder / "bottle")
+    make_run(folder / "cable", scored=False)
+    write_json(folder / "cable/status.json", {"state": "failed", "reason": "DataError: no disk"})
+    for name in ("sweep", "bottle", "cable", "zipper"):
+        (folder / f"{name}.yaml").touch()
+
+
+def test_every_run_below_a_folder_is_found_and_a_sweep_kept_together(tmp_path):
+    make_run(tmp_path / "alone")
+    sweep(tmp_path / "deep/down/many")
+    (tmp_path / "not-a-run").mkdir()
+    (tmp_path / "not-a-run/config.yaml").touch()
+    (tmp_path / ".hidden").mkdir()
+    make_run(tmp_path / ".hidden/run")
+    found = {Path(run.run).name: run for run in survey(tmp_path)}
+    assert {name: run.state for name, run in found.items()} == {
+        "alone": "finished",
+        "bottle": "finished",
+        "cable": "failed",
+        "zipper": "not started",
+    }
+    assert {run.sweep for run in found.values()} == {None, str(tmp_path / "deep/down/many")}
+    assert tally(list(found.values())) == "1 failed, 1 not started, 2 finished"
+    assert [run.run for run in survey(tmp_path / "alone")] == [str(tmp_path / "alone")]
+
+
+@pytest.mark.parametrize("name", ["absent", "empty"])
+def test_where_there_is_no_run_that_is_said(tmp_path, name):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="there is no"):
+        survey(tmp_path / name)
+
+
+def test_step_pace_and_remaining_time_are_those_of_the_last_complete_line(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_json(run / "status.json", {"state": "running", "step": 300, "steps": 400})
+    with (run / "metrics.jsonl").open("a") as file:
+        line = {"step": 300, "samples_seen": 2400, "loss": 0.5, "images_per_second": 16.0}
+        file.write(json.dumps(line) + "\n")
+        file.write('{"step": 300, "val_loss": 9}\n{"step": 301, "lo')
+    found = look(run, content=False)
+    assert (found.loss, found.images_per_second) == (0.5, 16.0)
+    assert found.seconds_left == 100 * 8 / 16
+    assert found.metrics and found.metrics["image_auroc"] > 0.9
+
+
+@pytest.mark.parametrize("text", [b"", b"\xff\xfe\n[1]\n3\n", b'{"step": 1}\n', b"x" * 100_000])
+def test_a_log_without_losses_is_no_obstacle(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_bytes(text)
+    assert last_losses(tmp_path / "metrics.jsonl") == {}
+
+
+def checkpoint(run: Path, step: int) -> Path:
+    path = run / f"checkpoints/step_{step:08d}"
+    path.mkdir(parents=True)
+    (path / "weights").write_bytes(bytes(1000))
+    entries = {"weights": file_entry(path / "weights")}
+    replace_manifest(path, {"version": VERSION, "step": step, "files": entries})
+    return path
+
+
+def test_a_checkpoint_counts_if_its_files_are_there_and_on_request_unchanged(tmp_path):
+    run = make_run(tmp_path / "run")
+    assert look(run, content=True).checkpoint is None
+    paths = {step: checkpoint(run, step) for step in (100, 200, 300, 400)}
+    (paths[400] / "manifest.json").unlink()
+    (paths[300] / "weights").write_bytes(bytes(999))
+    (paths[200] / "weights").write_bytes(bytes(999) + b"1")
+    (run / "checkpoints/.step_00000500.1234.partial").mkdir()
+    found = look(run, content=False)
+    assert found.checkpoint == 200
+    assert "manifest.json is missing" in found.damaged[0]
+    assert "999 bytes instead of 1000" in found.damaged[1]
+    found = look(run, content=True)
+    assert found.checkpoint == 100
+    assert "does not match its sha256" in found.damaged[2]
+
+
+@pytest.mark.parametrize(
+    ("variables", "job"),
+    [
+        ({}, None),
+        ({"SLURM_JOB_ID": "17"}, "17"),
+        ({"SLURM_JOB_ID": "19", "ARRAY_JOB_ID": "", "SLURM_ARRAY_JOB_ID": "18",
+          "SLURM_ARRAY_TASK_ID": "0"}, "18_0"),
+    ],
+)  # fmt: skip
+def test_the_job_is_named_as_slurm_names_it(tmp_path, monkeypatch, variables, job):
+    for name in ("SLURM_JOB_ID", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    Status(tmp_path, 9, writes=True).write("running")
+    assert look(tmp_path, content=False).job == job
+
+
+def text(folder: Path, **console: bool) -> str:
+    screen = Console(file=io.StringIO(), width=40, **console)
+    screen.print(shown(survey(folder)), soft_wrap=True)
+    return cast(io.StringIO, screen.file).getvalue()
+
+
+def test_a_person_sees_one_line_for_each_run_and_why_it_stopped(tmp_path):
+    sweep(tmp_path / "many")
+    make_run(tmp_path / "alone")
+    first, header, *lines = text(tmp_path).splitlines()
+    assert first == "4 runs: 1 failed, 1 not started, 2 finished"
+    assert header.split()[:4] == ["state", "run", "step", "loss"]
+    assert lines[0].split()[:3] == ["finished", str(tmp_path / "alone"), "400/400"]
+    assert "AUROC 0.97" in lines[0]
+    assert lines[1].startswith(f"sweep {tmp_path / 'many'}: 1 failed, 1 not started, 1 finished")
+    assert lines[3].split()[0] == "failed"
+    assert lines[4] == "    DataError: no disk"
+    assert lines[5].split() == ["not", "started", str(tmp_path / "many/zipper")]
+
+
+def test_states_are_coloured_on_a_terminal_unless_that_is_refused(tmp_path, monkeypatch):
+    make_run(tmp_path / "run")
+    assert "\x1b[32mfinished" in text(tmp_path, force_terminal=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[3" not in text(tmp_path, force_terminal=True)
+    assert "\x1b" not in text(tmp_path)
+
+
+def test_hundreds_of_runs_are_read_in_a_moment(tmp_path):
+    for i in range(100):
+        run = tmp_path / f"run{i}"
+        run.mkdir()
+        write_json(run / "status.json", {"state": "running", "step": 1, "steps": 2})
+        (run / "metrics.jsonl").write_bytes(b'{"step": 1, "loss": 1.0}\n' * 4000)
+    start = time.process_time()
+    assert len(survey(tmp_path)) == 100
+    assert time.process_time() - start < 0.5
