@@ -15,7 +15,7 @@ from typing import Any
 from kdad_dist import files
 from kdad_dist.errors import CheckpointError, UsageError
 from kdad_dist.runtime.manifest import read_manifest, verify
-from kdad_dist.runtime.rundir import CONFIG_FILE, DATA_FILE, STATUS_FILE, SWEEP_FILE
+from kdad_dist.runtime.rundir import CONFIG_FILE, DATA_FILE, STATUS_FILE, SWEEP_FILE, last_words
 
 SILENT = 30 * 60.0
 """Seconds after which a run that says it is running, and writes nothing, is not believed: for as
@@ -108,7 +108,8 @@ def waiting(run: Path) -> RunStatus:
     holder = files.holder(run)
     if holder.holds:
         return RunStatus(str(run), str(run.parent), "running", f"{holder.text} is starting")
-    return RunStatus(str(run), str(run.parent), "not started")
+    reason = last_words(run.with_name(f"{run.name}.log"))
+    return RunStatus(str(run), str(run.parent), "not started", reason)
 
 
 def look(run: Path, content: bool) -> RunStatus:

@@ -14,11 +14,9 @@ from kdad_dist import files
 from kdad_dist.config import RunConfig, changed_keys, dump, load, load_run
 from kdad_dist.data.index import Index, Split
 from kdad_dist.errors import ConfigError, KdadError, UsageError
-from kdad_dist.runtime.rundir import CONFIG_FILE, SWEEP_FILE, metrics_file
+from kdad_dist.runtime.rundir import CONFIG_FILE, SWEEP_FILE, last_words, metrics_file
 
 SCORED, NOT_SCORED, NOT_STARTED = "scored", "not scored", "not started"
-COMMAND = "== "
-"""Begins the line of a log after which a command speaks."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +50,7 @@ class Job:
 
     def last_words(self) -> str | None:
         """Why the last command failed, in its own words; None where it has not said so."""
-        try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")
-        except FileNotFoundError:
-            return None
-        lines = text.splitlines()
-        starts = [i for i, line in enumerate(lines) if line.startswith(COMMAND)]
-        lines = lines[starts[-1] if starts else 0 :]
-        ours = [i for i, line in enumerate(lines) if line.startswith("kdad: ")]
-        if not ours:
-            return None
-        # A message goes on in lines that are indented.
-        end = next((i for i in range(ours[-1] + 1, len(lines)) if lines[i][:2] != "  "), len(lines))
-        return "\n".join(lines[ours[-1] : end]).removeprefix("kdad: ")
+        return last_words(self.log)
 
     def is_scored(self) -> bool:
         """Whether the figures of the run are those of its configuration as it is now."""

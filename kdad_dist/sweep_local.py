@@ -22,8 +22,9 @@ import torch
 
 from kdad_dist import files
 from kdad_dist.errors import KdadError, Preempted
+from kdad_dist.runtime.rundir import COMMAND
 from kdad_dist.runtime.stopping import PREEMPT_FILE, StopRequest, forget_requests
-from kdad_dist.sweep import COMMAND, Job, Sweep
+from kdad_dist.sweep import Job, Sweep
 from kdad_dist.sweep_table import write_table
 
 log = logging.getLogger(__name__)

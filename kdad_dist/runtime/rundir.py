@@ -20,6 +20,8 @@ DATA_FILE = "data.json"
 STATUS_FILE = "status.json"
 SWEEP_FILE = "sweep.yaml"
 """The configuration of a sweep, in the directory that holds its runs."""
+COMMAND = "== "
+"""Begins the line of a log of several commands after which the next one speaks."""
 MAY_MOVE = ("method.weights:", "method.teacher.weights:")
 
 
@@ -152,3 +154,20 @@ def other_data(config: RunConfig) -> str:
 def other_shards(config: RunConfig) -> bool:
     """Whether another place is named than the run's configuration does."""
     return config.data.shards != load_run(config.directory).data.shards
+
+
+def last_words(log: Path) -> str | None:
+    """Why the last command in the log of a sweep's run failed; None where it has not said so."""
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    lines = text.splitlines()
+    starts = [i for i, line in enumerate(lines) if line.startswith(COMMAND)]
+    lines = lines[starts[-1] if starts else 0 :]
+    ours = [i for i, line in enumerate(lines) if line.startswith("kdad: ")]
+    if not ours:
+        return None
+    # A message goes on in lines that are indented.
+    end = next((i for i in range(ours[-1] + 1, len(lines)) if lines[i][:2] != "  "), len(lines))
+    return "\n".join(lines[ours[-1] : end]).removeprefix("kdad: ")

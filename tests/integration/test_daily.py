@@ -1,0 +1,53 @@
+"""The commands of every day: what a person sees of runs that others keep working on."""
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from kdad_dist.status import look
+from tests.integration.test_training import CONFIG
+from tests.kdad import Launched, configured, kdad, until
+
+pytestmark = pytest.mark.launch
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    return configured(tmp_path_factory.mktemp("daily"), CONFIG, size=32)
+
+
+def test_a_training_is_seen_at_work_and_when_it_was_killed(config, monkeypatch):
+    run = config.parent / "seen"
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    more = ["train.steps=100000", "train.validate_every=9999", "checkpoint.every_steps=5"]
+    training = Launched(["train", config, f"output={run}", *more], 1)
+    until(training, lambda: (look(run, content=False).step or 0) > 0)
+    until(training, lambda: look(run, content=False).checkpoint is not None)
+    seen = look(run, content=False)
+    assert (seen.state, seen.reason, seen.steps, seen.job) == ("running", None, 100_000, "4711")
+    assert seen.process and seen.process.startswith(f"pid {training.ranks[0].pid} on ")
+    assert seen.loss and seen.images_per_second and seen.seconds_left
+
+    watching = Launched(["status", config.parent, "--watch"], 1)
+    until(watching, lambda: "100000" in (Path(watching.folder.name) / "rank_0").read_text())
+    watching.kill(signal.SIGINT)
+    outcome = watching.wait()
+    assert outcome.codes == [130], outcome.text
+    assert "Traceback" not in outcome.text
+
+    training.kill()
+    training.wait()
+    outcome = kdad("status", run, "--json")
+    assert outcome.codes == [0], outcome.text
+    [told] = json.loads(outcome.text[outcome.text.index('{\n  "runs"') :])["runs"]
+    assert told["state"] == "stale" and "has ended without a word" in told["reason"]
+
+    newest = sorted(run.glob("checkpoints/step_*/*.distcp"))[-1]
+    damaged = bytearray(newest.read_bytes())
+    damaged[-1] ^= 1
+    newest.write_bytes(damaged)
+    outcome = kdad("status", run, "--verify")
+    assert outcome.codes == [1], outcome.text
+    assert f"{newest} is damaged: its content does not match its sha256" in outcome.text
