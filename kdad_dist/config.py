@@ -16,52 +16,20 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from kdad_dist.config_classkd import ClasskdConfig
+from kdad_dist.config_data import AugmentConfig as AugmentConfig
+from kdad_dist.config_data import DataConfig
 from kdad_dist.config_errors import YamlSource, describe
 from kdad_dist.config_methods import COSTS, READING, LoraMaeConfig, MethodConfig, StfpmConfig
 from kdad_dist.config_types import (
     CHECKED,
     NO,
     Fraction,
-    Name,
-    NonNegative,
     NonNegativeFloat,
     Positive,
     PositiveFloat,
 )
 from kdad_dist.errors import ConfigError
-
-
-@dataclass(frozen=True, config=CHECKED)
-class AugmentConfig:
-    crop_margin: NonNegative = 0
-    """Pixels by which training images are read larger than `image_size` before a random window of
-    that size is cut out. Scoring sees whole images, at the smaller scale."""
-    brightness: Fraction = 0.0
-    """Largest relative change, up or down."""
-    saturation: Fraction = 0.0
-    """Largest relative change, up or down."""
-    flip: bool = False
-    """Mirror an image, left to right, or leave it: as likely."""
-
-
-@dataclass(frozen=True, config=CHECKED)
-class DataConfig:
-    shards: str
-    """Folder, or http address, that `kdad pack` wrote."""
-    category: str | list[str] = "all"
-    """One category, several, or "all": one model is trained on all of them together."""
-    normal_class: Name | None = None
-    """For shards of classes (a folder of them, CIFAR-10, MNIST): the one that counts as normal."""
-    image_size: Positive = 256
-    """Side of the square that the networks see, in pixels."""
-    val_fraction: Fraction = 0.2
-    """Share of the normal training images held out, chosen by a hash of their keys."""
-    access: Literal["indexed", "stream"] = "indexed"
-    cache: Literal["ram", "device", "none"] = "ram"
-    """Where decoded pixels live: a memory-mapped file that the processes of a node share, the
-    device of each process, or nowhere (decode again every epoch)."""
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    """Of training images, drawn from (seed, epoch, image)."""
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -199,6 +167,32 @@ class RunConfig:
         start = self.train.init_from
         if isinstance(self.method, LoraMaeConfig) and start and Path(start).suffix:
             raise ValueError("train.init_from: a file for loramae belongs to method.weights")
+        if self.tells_classes:
+            self._check_classes()
+        elif self.data.classes:
+            raise ValueError(
+                f"data.classes: {self.method.name} looks for anomalies and tells no classes apart; "
+                "leave it out (data.normal_class names the class that counts as normal)"
+            )
+
+    def _check_classes(self) -> None:
+        """Raises ValueError where something is asked for that is of anomalies only."""
+        wanted = {
+            "data.normal_class": self.data.normal_class is not None,
+            "score.standardise": self.score.standardise,
+            "score.synthetic": self.score.synthetic,
+            "score.save_maps": self.score.save_maps != "none",
+        }
+        if found := [key for key in wanted if wanted[key]]:
+            raise ValueError(
+                f"{', '.join(found)}: {self.method.name} tells classes apart, and knows neither "
+                "normal images nor anomaly maps; leave it out"
+            )
+
+    @property
+    def tells_classes(self) -> bool:
+        """Whether the method learns from labels; the others learn what normal looks like."""
+        return isinstance(self.method, ClasskdConfig)
 
     @property
     def directory(self) -> Path:

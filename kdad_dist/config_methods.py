@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
+from kdad_dist.config_classkd import ClasskdConfig
 from kdad_dist.config_types import (
     CHECKED,
     Fraction,
@@ -244,15 +245,23 @@ MethodConfig = Annotated[
     Annotated[StfpmConfig, Tag("stfpm")]
     | Annotated[LoraMaeConfig, Tag("loramae")]
     | Annotated[MkdConfig, Tag("mkd")]
-    | Annotated[VitkdConfig, Tag("vitkd")],
+    | Annotated[VitkdConfig, Tag("vitkd")]
+    | Annotated[ClasskdConfig, Tag("classkd")],
     Discriminator(_name),
 ]
-COSTS = {"stfpm": (), "loramae": ("activation_checkpointing",), "mkd": (), "vitkd": ()}
+COSTS = {
+    "stfpm": (),
+    "loramae": ("activation_checkpointing",),
+    "mkd": (),
+    "vitkd": (),
+    "classkd": (),
+}
 """Keys of each method that change what training costs, and not what comes out."""
 READING = {
     "stfpm": ("combine", "read_layers"),
     "loramae": ("inference",),
     "mkd": ("score_layers", "localise", "noise_copies", "noise_deviation", "stretch_maps"),
     "vitkd": ("score_layers",),
+    "classkd": (),
 }
 """Keys of each method that decide how a trained student is read, and not what is trained."""

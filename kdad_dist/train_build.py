@@ -9,12 +9,13 @@ import torch
 
 from kdad_dist.config import RunConfig
 from kdad_dist.data.index import Index
+from kdad_dist.data.labels import classes_to_tell
 from kdad_dist.data.loader import Loader
-from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import load_weights, read_weights
 from kdad_dist.runtime import account
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.classifiers import make_method
 from kdad_dist.runtime.engine import Engine
 from kdad_dist.runtime.engines import build_engine
 from kdad_dist.runtime.finished import say_so
@@ -125,7 +126,7 @@ def assemble(
     method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]
     loaders = open_loaders(config, index, method, here, poll)
     if method.wants_images:
-        method.prepare(first_images(config, index, method.wants_images, here.device))
+        method.prepare(first_images(config, index, method, here.device))
     return index, method, identity, *loaders
 
 
@@ -134,7 +135,9 @@ def make(config: RunConfig, fresh: bool) -> tuple[Index, Method]:
     which a run that goes on does not need any more.
     """
     index = Index.read(config.data.shards)
-    method = build_method(config)
+    if config.tells_classes and config.data.classes is None:
+        raise classes_to_tell(index.samples, index.root, index.layout, config.method.name)
+    method = make_method(config)
     if fresh and config.train.init_from:
         source = Path(config.train.init_from)
         if source.is_dir():

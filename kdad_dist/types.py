@@ -37,6 +37,8 @@ class Batch:
     """Of each image in this epoch: whatever is drawn for it (a mask) is drawn from this."""
     targets: Features | None = None
     """The teacher's features, where they were computed once and cached."""
+    label: Int64[Tensor, " b"] | None = None
+    """Place of each image's class in `data.classes`, for methods that tell classes apart."""
 
 
 @dataclass(frozen=True)

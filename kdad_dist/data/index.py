@@ -4,56 +4,23 @@
 are written by `data.writer` and normatively described in `shards/README.md`. No torch here.
 """
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from enum import StrEnum
 from typing import Any
 from urllib.error import URLError
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
+from kdad_dist.data.labels import as_classes, as_normal, held_out_keys
+from kdad_dist.data.sample import Member, Sample, Split
 from kdad_dist.errors import ConfigError, DataError
 
 VERSION = 1
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.jsonl"
 HTTP_TIMEOUT = 30  # seconds without an answer
-
-
-class Split(StrEnum):
-    TRAIN = "train"
-    VAL = "val"
-    """Never on disk: carved out of the normal training samples when they are selected."""
-    TEST = "test"
-
-
-@dataclass(frozen=True, slots=True)
-class Member:
-    """One file inside a tar: its extension, and where its bytes lie in the shard."""
-
-    ext: str
-    offset: int
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One image with what is known of it. `gt_label` is 0 normal, 1 anomalous."""
-
-    key: str
-    split: Split
-    category: str
-    class_name: str | None
-    defect_type: str | None
-    gt_label: int | None
-    """None only for a folder of classes, until a normal class is chosen."""
-    shard: str
-    image: Member
-    mask: Member | None
 
 
 @dataclass(frozen=True)
@@ -112,25 +79,30 @@ class Index:
         category: str | Sequence[str] = "all",
         normal_class: str | None = None,
         val_fraction: float = 0.2,
+        classes: Sequence[str] | None = None,
     ) -> list[Sample]:
         """The samples of a split in index order, every one with its `gt_label`.
 
-        TRAIN and VAL hold normal samples only. Whether a sample is held out depends on its key
-        alone, so that neither the order of the index nor another sample can move it.
+        TRAIN and VAL hold normal samples only, or, with `classes`, samples of all of these.
 
         Raises:
-            ConfigError: a category or the normal class is unknown, missing or not wanted.
+            ConfigError: a category or a class is unknown, missing or not wanted.
         """
         wanted = self._categories(category)
-        samples = [sample for sample in self.samples if sample.category in wanted]
-        samples = self._label(samples, normal_class)
+        chosen = [sample for sample in self.samples if sample.category in wanted]
+        if classes is None:
+            labelled = as_normal(chosen, normal_class, self.root, self.layout)
+        else:
+            labelled = as_classes(chosen, classes, self.root, self.layout)
         if split is Split.TEST:
-            return [sample for sample in samples if sample.split is Split.TEST]
-        normal = [s for s in samples if s.split is Split.TRAIN and s.gt_label == 0]
-        held_out = held_out_keys((sample.key for sample in normal), val_fraction)
+            return [sample for sample in labelled if sample.split is Split.TEST]
+        learnt = [s for s in labelled if s.split is Split.TRAIN and (classes or s.gt_label == 0)]
+        held_out: set[str] = set()
+        for label in {sample.gt_label for sample in learnt}:
+            keys = (sample.key for sample in learnt if sample.gt_label == label)
+            held_out |= held_out_keys(keys, val_fraction)
         in_val = split is Split.VAL
-        chosen = [sample for sample in normal if (sample.key in held_out) is in_val]
-        return [replace(sample, split=split) for sample in chosen]
+        return [replace(s, split=split) for s in learnt if (s.key in held_out) is in_val]
 
     def _categories(self, category: str | Sequence[str]) -> set[str]:
         if category == "all":
@@ -143,47 +115,6 @@ class Index:
                 f"choose from: {', '.join(self.categories)}",
             )
         return wanted
-
-    def _label(self, samples: list[Sample], normal_class: str | None) -> list[Sample]:
-        classes = sorted({sample.class_name for sample in samples if sample.class_name})
-        if not classes:
-            if normal_class is not None:
-                raise ConfigError(
-                    f"data.normal_class is {normal_class!r}, but {self.root} has the layout "
-                    f"{self.layout!r}, whose samples carry no classes",
-                    "remove data.normal_class",
-                )
-            return samples
-        if normal_class not in classes:
-            found = "missing" if normal_class is None else f"{normal_class!r}, which is unknown"
-            near = difflib.get_close_matches(normal_class or "", classes, n=1)
-            hint = f"did you mean {near[0]}? " if near else ""
-            raise ConfigError(
-                f"data.normal_class is {found}: {self.root} holds classes, of which one is normal",
-                f"{hint}choose from: {', '.join(classes)}",
-            )
-        return [
-            replace(sample, gt_label=0, defect_type=None)
-            if sample.class_name == normal_class
-            else replace(sample, gt_label=1, defect_type=sample.class_name)
-            for sample in samples
-        ]
-
-
-def held_out_keys(keys: Iterable[str], fraction: float) -> set[str]:
-    """The keys whose hash falls into the first `fraction` of all hashes.
-
-    Of two samples or more, at least one is held out and at least one is not (where fraction > 0).
-    """
-    if fraction == 0:
-        return set()
-    position = {key: int(hashlib.sha256(key.encode()).hexdigest()[:16], 16) / 2**64 for key in keys}
-    held_out = {key for key, at in position.items() if at < fraction}
-    if len(position) >= 2 and not held_out:
-        held_out = {min(position, key=position.__getitem__)}
-    if len(position) >= 2 and len(held_out) == len(position):
-        held_out.discard(max(position, key=position.__getitem__))
-    return held_out if len(position) >= 2 else set()
 
 
 def parse_index(text: bytes, root: str) -> dict[str, Any]:

@@ -180,10 +180,20 @@ def scaled(images: NDArray[np.uint8], rows: Sequence[int]) -> Float[Tensor, "b 3
 class Loader(ABC):
     """The batches of one process, by a plan."""
 
-    def __init__(self, plan: EpochPlan, device: torch.device, augment: Augment | None) -> None:
+    def __init__(
+        self,
+        plan: EpochPlan,
+        device: torch.device,
+        augment: Augment | None,
+        labels: NDArray[np.int64] | None,
+    ) -> None:
+        """Args:
+        labels: of all samples, where the method learns from them.
+        """
         self._plan = plan
         self._device = numbered(device)
         self._augment = augment
+        self._labels = labels
 
     @property
     def steps_per_epoch(self) -> int:
@@ -201,10 +211,11 @@ class Loader(ABC):
         self, part: MicroBatch, image: Float[Tensor, "b 3 s s"], targets: Features | None = None
     ) -> Micro:
         """The images of a pass, augmented, with their rows and seeds, all on the device."""
-        row, seed = sent(np.stack([part.rows, part.seeds]), self._device)
+        labels = [] if self._labels is None else [self._labels[part.rows]]
+        row, seed, *label = sent(np.stack([part.rows, part.seeds, *labels]), self._device)
         if self._augment:
             image = self._augment(image, seed)
-        return Micro(Batch(image, row, seed, targets), part.step_images)
+        return Micro(Batch(image, row, seed, targets, *label), part.step_images)
 
 
 class IndexedLoader(Loader):
@@ -217,9 +228,10 @@ class IndexedLoader(Loader):
         device: torch.device,
         targets: Targets | None = None,
         augment: Augment | None = None,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         assert len(pixels) == plan.images, (len(pixels), plan.images)
-        super().__init__(plan, device, augment)
+        super().__init__(plan, device, augment, labels)
         self._pixels = pixels
         self._targets = targets
 

@@ -45,6 +45,7 @@ class StreamLoader(Loader):
         device: torch.device,
         augment: Augment | None = None,
         poll: Poll = go_on,
+        labels: NDArray[np.int64] | None = None,
     ) -> None:
         """Args:
             plan: made from `by_shard` of the samples' shards.
@@ -54,7 +55,7 @@ class StreamLoader(Loader):
             ConfigError: `image_size` exceeds the packed size, or the address is of no known kind.
         """
         check_root(index.root)
-        super().__init__(plan, device, augment)
+        super().__init__(plan, device, augment, labels)
         grouped = by_shard([sample.shard for sample in samples])
         assert all(map(np.array_equal, plan.shards, grouped.values())), "another plan's samples"
         self._samples = samples

@@ -1,15 +1,26 @@
 """The methods, chosen by `method.name` of a configuration."""
 
+from pathlib import Path
+
 from kdad_dist.config import RunConfig
+from kdad_dist.config_classkd import ClasskdConfig
 from kdad_dist.config_methods import LoraMaeConfig, MkdConfig, StfpmConfig, VitkdConfig
+from kdad_dist.errors import ConfigError
 from kdad_dist.methods.base import Method
+from kdad_dist.methods.classkd import Classkd
 from kdad_dist.methods.loramae import LoraMae
 from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.stfpm import Stfpm
 from kdad_dist.methods.vitkd import Vitkd
+from kdad_dist.models.backbone_classifier import KnownClassifier, OpenRun
 
 
-def build_method(config: RunConfig) -> Method:
+def no_runs(run: Path) -> KnownClassifier:
+    """The `OpenRun` of who opens none."""
+    raise ConfigError(f"{run} is a directory", "give a file of weights")
+
+
+def build_method(config: RunConfig, open_run: OpenRun = no_runs) -> Method:
     """The student with its initial weights beside its teacher, if it has one, on the CPU.
 
     Raises:
@@ -25,3 +36,6 @@ def build_method(config: RunConfig) -> Method:
             return Mkd(method, config.data.image_size, config.seed)
         case VitkdConfig() as method:
             return Vitkd(method, config.data.image_size, config.seed)
+        case ClasskdConfig() as method:
+            data = config.data
+            return Classkd(method, data.classes or (), data.image_size, config.seed, open_run)

@@ -29,6 +29,9 @@ class Method(nn.Module, ABC):
     """The part that is trained now."""
     blocks: frozenset[str] = frozenset()
     """Class names of the student's modules that sharded training gathers one at a time."""
+    relates_images: bool = False
+    """Whether the loss of an image looks at the others of its batch, so that a batch cannot be
+    taken in several passes."""
     wants_images: int = 0
     """Training images that `prepare` looks at."""
     caches_targets: bool

@@ -125,17 +125,17 @@ def build_backbone(
     return net.to(memory_format=torch.channels_last)
 
 
-def check_name(name: str) -> None:
+def check_name(name: str, key: str = "method.teacher.backbone") -> None:
     """Raises ConfigError where timm has no such network, or no such weights of it."""
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=4)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-        raise ConfigError(f"method.teacher.backbone: timm has no {architecture!r}", hint)
+        raise ConfigError(f"{key}: timm has no {architecture!r}", hint)
     tags = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tags:
         raise ConfigError(
-            f"method.teacher.backbone: timm has no weights {tag!r} of {architecture}",
+            f"{key}: timm has no weights {tag!r} of {architecture}",
             f"use one of {', '.join(tags)}" if tags else f"write {architecture!r}",
         )
 

@@ -11,13 +11,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kdad_dist.errors import ConfigError, TrainingError
+from kdad_dist.models.gather import gather, processes
 
 TOO_FEW = "Expected more than 1 value per channel when training"
 """How torch begins to say it."""
@@ -75,7 +75,7 @@ class GlobalBatchNorm(_BatchNorm):
 
     def forward(self, input: Float[Tensor, "b c ..."]) -> Float[Tensor, "b c ..."]:
         """Raises ValueError where the processes have no two values per channel between them."""
-        if self.training and _processes() > 1:
+        if self.training and processes() > 1:
             output = self._normalize_globally(input)
         else:
             output = super().forward(input)
@@ -149,7 +149,7 @@ class _Normalize(torch.autograd.Function):
         by_weight, by_bias = _gradient_sums(dy, x, mean, inverse_std, ctx.eps)
         dx = None
         if ctx.needs_input_grad[0]:
-            means = _gather(torch.cat([by_weight, by_bias]).double()).sum(0) / count
+            means = gather(torch.cat([by_weight, by_bias]).double()).sum(0) / count
             mean_dy_xhat, mean_dy = means.to(mean.dtype).chunk(2)
             scale = inverse_std if weight is None else inverse_std * weight
             dx = _affine(x, -scale * mean_dy_xhat, -scale * mean_dy, mean, var, ctx.eps)
@@ -172,7 +172,7 @@ def _global_statistics(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, var = torch.ops.aten.batch_norm_update_stats(x, mean, var, 0.0)  # than var_mean
     count = torch.full_like(mean[:1], x.numel() // channels, dtype=torch.float64)
     # Chan, Golub and LeVeque 1979, for all processes at once, in float64.
-    every = _gather(torch.cat([mean.double(), var.double(), count]))
+    every = gather(torch.cat([mean.double(), var.double(), count]))
     means, variances, counts = every[:, :channels], every[:, channels:-1], every[:, -1:]
     total = counts.sum()
     mean64 = (means * counts).sum(0) / total
@@ -209,14 +209,3 @@ def _laid_out_like(dy: Tensor, x: Tensor) -> Tensor:
     if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
         return dy.contiguous(memory_format=torch.channels_last)
     return dy.contiguous()
-
-
-def _gather(values: Float[Tensor, " n"]) -> Float[Tensor, "p n"]:
-    """The vectors of all processes, by rank."""
-    gathered = values.new_empty(_processes() * len(values))
-    dist.all_gather_into_tensor(gathered, values)
-    return gathered.view(-1, len(values))
-
-
-def _processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

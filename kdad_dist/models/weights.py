@@ -115,8 +115,16 @@ def canonical(key: str) -> str:
     return PREFIXES.sub("", key).replace(".", "_")
 
 
-def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) -> None:
+def load_weights(
+    network: nn.Module,
+    weights: dict[str, Tensor],
+    source: str,
+    keys: str = "method.teacher.backbone, method.teacher.layers",
+) -> None:
     """Fills the network; what else the weights hold (head, deeper layers) is left aside.
+
+    Args:
+        keys: of the configuration, which say what the network is.
 
     Raises:
         WeightsError: a tensor of the network is missing, has another shape, or is not finite; the
@@ -140,7 +148,7 @@ def load_weights(network: nn.Module, weights: dict[str, Tensor], source: str) ->
             f"{source} does not fit the backbone: {len(faults)} of its {len(needed)} tensors "
             f"do not match{listed(faults)}",
             "name the backbone that the weights were made for, or only layers that they hold "
-            "(method.teacher.backbone, method.teacher.layers)",
+            f"({keys})",
         )
     with torch.no_grad():
         for key, name in needed.items():

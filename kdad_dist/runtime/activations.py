@@ -79,7 +79,7 @@ def pass_peak(method: Method, images: int, image_size: int, precision: str) -> i
     targets = cached(method, images, image_size, precision)
     with Living(weights) as living, autocast(precision):
         number = torch.zeros(images, dtype=torch.int64)
-        batch = Batch(blank(images, image_size), number, number, targets or None)
+        batch = Batch(blank(images, image_size), number, number, targets or None, number)
         method(batch)["loss"].sum().backward()
     for hook in hooks:
         hook.remove()

@@ -15,7 +15,6 @@ configuration and the step.
 """
 
 import logging
-import math
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterable
@@ -31,7 +30,11 @@ from kdad_dist.runtime.manifest import (
     delete,
     delete_partials,
     file_entry,
+    first_sound,
+    is_sound,
     partial_name,
+    published,
+    ranked,
     read_manifest,
     replace_manifest,
     step_name,
@@ -193,7 +196,7 @@ class CheckpointManager:
 
     def best(self) -> Path | None:
         """The sound checkpoint of the lowest `val_loss`, the earliest of equals."""
-        return self._first_sound(_ranked)
+        return self._first_sound(ranked)
 
     def load(self, path: Path, contents: Contents) -> TrainState:
         """Fills the contents, bit for bit; says how far the run had come.
@@ -226,18 +229,11 @@ class CheckpointManager:
         """What a checkpoint says of itself: step, samples_seen, metrics, identity, files."""
         return read_manifest(path)
 
-    def _published(self) -> list[Path]:
-        """Directories with a checkpoint's name, oldest first."""
-        return sorted(path for path in self.directory.glob("step_" + "[0-9]" * 8) if path.is_dir())
-
     def _first_sound(self, order: Callable[[list[Path]], Iterable[Path]]) -> Path | None:
         """The main process chooses for all, since a network disk may show others something else."""
 
         def search() -> Path | None:
-            for path in order(self._published()):
-                if _is_sound(path):
-                    return path
-            return None
+            return first_sound(order(published(self.directory)))
 
         return on_main("searched", self.directory, search)
 
@@ -245,7 +241,7 @@ class CheckpointManager:
         """A new directory to write into, or None where the step has a sound checkpoint."""
         self.directory.mkdir(parents=True, exist_ok=True)
         delete_partials(self.directory)
-        if final.exists() and _is_sound(final):
+        if final.exists() and is_sound(final):
             body = read_manifest(final)
             self._check_identity(final, body)
             if not metrics.items() <= body["metrics"].items():
@@ -261,8 +257,8 @@ class CheckpointManager:
         Checkpoints beyond `newest` were passed over as broken when the run resumed; they are left
         to look at until training reaches their step.
         """
-        paths = [path for path in self._published() if path.name <= newest.name]
-        keep = {*self.rotation.keeps(paths), *_ranked(paths)[:1]}
+        paths = [path for path in published(self.directory) if path.name <= newest.name]
+        keep = {*self.rotation.keeps(paths), *ranked(paths)[:1]}
         for path in paths:
             if path not in keep:
                 delete(path)
@@ -282,29 +278,6 @@ class CheckpointManager:
                 f"{path} is of another run: it differs in {', '.join(hashes)}",
                 f"restore what differs{explained}, or choose another output directory",
             )
-
-
-def _is_sound(path: Path) -> bool:
-    try:
-        verify(path)
-    except CheckpointError as error:
-        log.warning("passing over a checkpoint: %s", error)
-        return False
-    return True
-
-
-def _ranked(paths: list[Path]) -> list[Path]:
-    """Those with a finite `val_loss`, the lowest first, the earlier of equals first."""
-    ranked = []
-    for path in paths:
-        try:
-            loss = read_manifest(path)["metrics"].get("val_loss", math.nan)
-        except CheckpointError as error:
-            log.warning("passing over a checkpoint: %s", error)
-            continue
-        if math.isfinite(loss):
-            ranked.append((loss, path.name, path))
-    return [path for *_, path in sorted(ranked)]
 
 
 def _entries(written: list[Path], partial: Path) -> dict[str, dict[str, Any]]:

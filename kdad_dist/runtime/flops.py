@@ -31,7 +31,7 @@ def operations(method: Method, image_size: int) -> float:
         number = torch.zeros(2, dtype=torch.int64)
     targets = twin.targets(image) if twin.caches_targets else None
     with FlopCounterMode(display=False) as counter:
-        twin(Batch(image, number, number, targets))["loss"].sum().backward()
+        twin(Batch(image, number, number, targets, number))["loss"].sum().backward()
     return counter.get_total_flops() / len(image)
 
 

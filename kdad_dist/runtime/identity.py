@@ -1,12 +1,14 @@
 """What a checkpoint belongs to, though it does not hold it: known by hash, compared when loaded."""
 
+from torch import nn
+
 from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import tensors_hash, weights_hash
 
 SOURCES = {
     "data": "the content of data.shards",
     "teacher": "the weights of method.teacher",
-    "base": "the student's weights that are not trained, from method.weights",
+    "base": "the student's weights that are not trained, from method.weights or method.network",
 }
 """What the parts of an identity are hashes of."""
 
@@ -15,14 +17,17 @@ def frozen_weights(method: Method) -> dict[str, str]:
     """Hashes of the weights that a method needs and no checkpoint holds: the teacher's, and those
     of the student that are not trained nor derived from others, its "base".
     """
-    hashes = {}
+    hashes = frozen_tensors(method.student, method.derived)
     if method.teacher is not None:
         hashes["teacher"] = weights_hash(method.teacher)
+    return hashes
+
+
+def frozen_tensors(student: nn.Module, derived: frozenset[str] = frozenset()) -> dict[str, str]:
+    """The hash of a student's "base"; nothing where all of it is trained."""
     base = {
         name: parameter
-        for name, parameter in method.student.named_parameters()
-        if not parameter.requires_grad and name not in method.derived
+        for name, parameter in student.named_parameters()
+        if not parameter.requires_grad and name not in derived
     }
-    if base:
-        hashes["base"] = tensors_hash(base)
-    return hashes
+    return {"base": tensors_hash(base)} if base else {}

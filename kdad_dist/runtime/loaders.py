@@ -7,6 +7,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from kdad_dist.config import AugmentConfig, RunConfig
@@ -64,9 +65,11 @@ def choose(config: RunConfig, index: Index, method: Method) -> tuple[list[Sample
     data = config.data
     check(config, index, method)
     train, held_out = (
-        index.select(split, data.category, data.normal_class, data.val_fraction)
+        index.select(split, data.category, data.normal_class, data.val_fraction, data.classes)
         for split in (Split.TRAIN, Split.VAL)
     )
+    if data.classes:
+        refuse_empty(data.classes, train, data.shards)
     if not train and data.normal_class:
         held = {s.class_name for s in index.samples if s.split is Split.TRAIN and s.class_name}
         raise DataError(
@@ -79,6 +82,24 @@ def choose(config: RunConfig, index: Index, method: Method) -> tuple[list[Sample
             "pack a folder with train/good, or choose another data.category",
         )
     return train, held_out
+
+
+def refuse_empty(classes: Sequence[str], train: Sequence[Sample], shards: str) -> None:
+    """Refuses classes of which there is nothing to learn from."""
+    held = {sample.class_name for sample in train}
+    if empty := [name for name in classes if name not in held]:
+        there = ", ".join(name for name in classes if name in held) or "there is none"
+        raise DataError(
+            f"{shards} holds no training image of {', '.join(empty)}",
+            f"leave out of data.classes what has none; these have some: {there}",
+        )
+
+
+def labels_of(config: RunConfig, samples: Sequence[Sample]) -> NDArray[np.int64] | None:
+    """The labels that a method learns from; None where it learns from images alone."""
+    if config.data.classes is None:
+        return None
+    return np.array([sample.gt_label for sample in samples], dtype=np.int64)
 
 
 def indexed_plan(config: RunConfig, samples: Sequence[Sample], rank: int, world: int) -> Plan:
@@ -155,7 +176,8 @@ def open_indexed(
         name = pixel_key(samples, index, size)
         targets = cached_targets(config, name, pixels, method, here, poll)
     plan = indexed_plan(config, samples, here.rank, here.world)
-    return IndexedLoader(pixels, plan, here.device, targets, augmentation(changes, data.image_size))
+    change, labels = augmentation(changes, data.image_size), labels_of(config, samples)
+    return IndexedLoader(pixels, plan, here.device, targets, change, labels)
 
 
 def cached_targets(
@@ -187,12 +209,14 @@ def cached_targets(
     )
 
 
-def first_images(config: RunConfig, index: Index, count: int, device: torch.device) -> Tensor:
-    """RGB in [0, 1] of the first training images, the same on every process."""
+def first_images(config: RunConfig, index: Index, method: Method, device: torch.device) -> Tensor:
+    """RGB in [0, 1] of the first training images, as many as the method wants, the same on every
+    process.
+    """
     data = config.data
-    samples = index.select(Split.TRAIN, data.category, data.normal_class, data.val_fraction)
+    samples, _ = choose(config, index, method)
     reader = ShardReader(data.shards, data.image_size)
-    pixels = np.stack([reader.image(sample) for sample in samples[:count]])
+    pixels = np.stack([reader.image(sample) for sample in samples[: method.wants_images]])
     return to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2), device)
 
 
@@ -209,4 +233,5 @@ def open_stream(
     plan = stream_plan(config, samples, here.rank, here.world)
     size = data.image_size + changes.crop_margin
     change = augmentation(changes, data.image_size)
-    return StreamLoader(samples, index, plan, size, here.device, change, poll)
+    labels = labels_of(config, samples)
+    return StreamLoader(samples, index, plan, size, here.device, change, poll, labels)

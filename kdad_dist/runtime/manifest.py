@@ -3,16 +3,20 @@
 import errno
 import hashlib
 import json
+import logging
+import math
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.files import write_text
 
+log = logging.getLogger(__name__)
 VERSION = 1
 MANIFEST = "manifest.json"
 
@@ -130,3 +134,36 @@ def sync_directory(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
+
+
+def published(directory: Path) -> list[Path]:
+    """Directories with a checkpoint's name, oldest first."""
+    return sorted(path for path in directory.glob("step_" + "[0-9]" * 8) if path.is_dir())
+
+
+def first_sound(paths: Iterable[Path]) -> Path | None:
+    """The first checkpoint whose files are what its manifest says; broken ones are reported."""
+    return next((path for path in paths if is_sound(path)), None)
+
+
+def is_sound(path: Path) -> bool:
+    try:
+        verify(path)
+    except CheckpointError as error:
+        log.warning("passing over a checkpoint: %s", error)
+        return False
+    return True
+
+
+def ranked(paths: Iterable[Path]) -> list[Path]:
+    """Those with a finite `val_loss`, the lowest first, the earlier of equals first."""
+    found = []
+    for path in paths:
+        try:
+            loss = read_manifest(path)["metrics"].get("val_loss", math.nan)
+        except CheckpointError as error:
+            log.warning("passing over a checkpoint: %s", error)
+            continue
+        if math.isfinite(loss):
+            found.append((loss, path.name, path))
+    return [path for *_, path in sorted(found)]

@@ -16,6 +16,13 @@ def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> Non
         ConfigError: naming the reason.
     """
     assert mode in MODES, mode
+    if method.relates_images and config.train.micro_batch_size is not None:
+        raise ConfigError(
+            "train.micro_batch_size cuts batches into passes, and the loss of this method relates "
+            "each image to all others of its batch",
+            "set train.micro_batch_size=null, and choose a train.batch_size that the processes "
+            "hold at once",
+        )
     if mode.startswith("zero") and config.train.precision == "fp16":
         raise ConfigError(
             f"train.precision is fp16, and DeepSpeed ({mode}) would scale the loss by rules of its "

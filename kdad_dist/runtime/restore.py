@@ -10,10 +10,10 @@ from safetensors.torch import save
 from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.errors import CheckpointError, DataError
-from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard, readout_of
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
+from kdad_dist.runtime.classifiers import make_method
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.manifest import read_manifest, verify
 from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
@@ -44,7 +44,7 @@ def restore(config: RunConfig) -> Trained:
         CheckpointError: the run holds no sound checkpoint, or one of another teacher or base.
     """
     shared(lambda: refuse_another_reading(config))
-    method = shared(lambda: build_method(config))
+    method = shared(lambda: make_method(config))
     finder = CheckpointManager(config.directory / "checkpoints", Rotation(1), identity={})
     path, rule = choose(finder, config.score.checkpoint)
     # The student may score other data than it was trained on, but only with its own base, and

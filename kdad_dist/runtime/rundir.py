@@ -22,7 +22,7 @@ SWEEP_FILE = "sweep.yaml"
 """The configuration of a sweep, in the directory that holds its runs."""
 COMMAND = "== "
 """Begins the line of a log of several commands after which the next one speaks."""
-MAY_MOVE = ("method.weights:", "method.teacher.weights:")
+MAY_MOVE = ("method.weights:", "method.network.weights:", "method.teacher.weights:")
 
 
 def refuse_changes(config: RunConfig) -> None:
@@ -54,7 +54,8 @@ def refuse_another_reading(config: RunConfig) -> None:
     Raises:
         ConfigError: naming the keys that differ from those of the run.
     """
-    bound = ["method."] if other_shards(config) else ["method.", "data.val_fraction:"]
+    bound = ["method.", "data.classes:"]
+    bound += [] if other_shards(config) else ["data.val_fraction:"]
     changes = [
         change
         for change in changed_keys(load_run(config.directory), config)

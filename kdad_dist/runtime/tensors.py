@@ -63,9 +63,10 @@ class Tensors:
 
     def read(self, folder: Path, files: Collection[str]) -> None:
         """The optimizers keep their own hyper-parameters."""
-        together("read", folder, lambda: self._fill(folder, files))
+        together("read", folder, lambda: self.fill(folder, files))
 
-    def _fill(self, folder: Path, files: Collection[str]) -> None:
+    def fill(self, folder: Path, files: Collection[str]) -> None:
+        """As `read`, by this process alone."""
         stored, reader = open_checkpoint(folder, files)
         tensors, frozen = _student_tensors(self.student), _frozen(self.student)
         targets = fitting(folder, tensors, frozen, stored)

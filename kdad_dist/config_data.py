@@ -1,0 +1,55 @@
+"""The `data` section of a configuration."""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from kdad_dist.config_types import CHECKED, Fraction, Name, NonNegative, Positive
+
+
+@dataclass(frozen=True, config=CHECKED)
+class AugmentConfig:
+    crop_margin: NonNegative = 0
+    """Pixels by which training images are read larger than `image_size` before a random window of
+    that size is cut out. Scoring sees whole images, at the smaller scale."""
+    brightness: Fraction = 0.0
+    """Largest relative change, up or down."""
+    saturation: Fraction = 0.0
+    """Largest relative change, up or down."""
+    flip: bool = False
+    """Mirror an image, left to right, or leave it: as likely."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class DataConfig:
+    shards: str
+    """Folder, or http address, that `kdad pack` wrote."""
+    category: str | list[str] = "all"
+    """One category, several, or "all": one model is trained on all of them together."""
+    normal_class: Name | None = None
+    """For shards of classes (a folder of them, CIFAR-10, MNIST): the one that counts as normal."""
+    classes: Annotated[list[Name], Field(min_length=2)] | None = None
+    """For methods that tell classes apart: which, in the order of their labels."""
+    image_size: Positive = 256
+    """Side of the square that the networks see, in pixels."""
+    val_fraction: Fraction = 0.2
+    """Share of the normal training images (of each class, where classes are told apart) held out,
+    chosen by a hash of their keys."""
+    access: Literal["indexed", "stream"] = "indexed"
+    cache: Literal["ram", "device", "none"] = "ram"
+    """Where decoded pixels live: a memory-mapped file that the processes of a node share, the
+    device of each process, or nowhere (decode again every epoch)."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Of training images, drawn from (seed, epoch, image)."""
+
+    def __post_init__(self) -> None:
+        classes = self.classes or []
+        if twice := sorted({name for name in classes if classes.count(name) > 1}):
+            raise ValueError(f"classes names {', '.join(twice)} twice")
+        if self.classes and self.normal_class is not None:
+            raise ValueError(
+                "normal_class is for methods that look for anomalies, classes for those that tell "
+                "classes apart; give one of them"
+            )
