@@ -16,6 +16,7 @@ from kdad_dist.files import write_text
 from kdad_dist.pictures import ANCHORS
 from kdad_dist.report_charts import Chart
 from kdad_dist.report_data import METRICS, Example, Figures, RunFiles, Score, Threshold, read_run
+from kdad_dist.report_explained import evidence
 from kdad_dist.report_pictures import Panels, panels
 from kdad_dist.report_tables import (
     decisions,
@@ -136,6 +137,7 @@ def render(files: RunFiles) -> str:
         rates=rates(scored.threshold) if scored and scored.threshold else "",
         decisions=decisions(files.scores),
         categories=categories(files),
+        evidence=evidence(files),
         loss=loss(files),
         training=training_facts(files),
         colours=ANCHORS,

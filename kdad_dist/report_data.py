@@ -75,6 +75,17 @@ class Threshold:
 
 
 @dataclass(frozen=True, config=LOOSE)
+class Agreed:
+    """How far the maps of two networks agree, on average over images."""
+
+    images: int
+    without: int
+    """Images of which a map is constant, so that there is nothing to compare."""
+    correlation: Number = None
+    overlap: Number = None
+
+
+@dataclass(frozen=True, config=LOOSE)
 class Metrics:
     mean: Figures
     categories: dict[str, Figures]
@@ -82,6 +93,8 @@ class Metrics:
     synthetic: Figures | None = None
     """Of held-out normal images against the same with synthetic defects."""
     provenance: dict[str, Any] = field(default_factory=dict)
+    agreement: dict[str, dict[str, Agreed]] = field(default_factory=dict)
+    """Of what networks look at: by kind of map, then by pair of networks."""
 
 
 @dataclass(frozen=True, config=LOOSE)
@@ -115,6 +128,19 @@ class Example:
     """What 65535 in the map stands for."""
 
 
+@dataclass(frozen=True, config=LOOSE)
+class Explained:
+    """One test image that scoring kept with what each network looks at."""
+
+    key: str
+    class_name: str
+    image: FileName
+    told: dict[str, str]
+    """By network, the class that it takes the image for."""
+    maps: dict[str, dict[str, FileName]]
+    """By network and kind of map."""
+
+
 @dataclass(frozen=True)
 class RunFiles:
     """Everything that the report shows."""
@@ -136,6 +162,7 @@ class RunFiles:
     curves: dict[str, dict[str, Curve | None]]
     examples_directory: Path
     examples: list[Example]
+    explained: list[Explained]
 
 
 def read_run(run: Path) -> RunFiles:
@@ -173,6 +200,7 @@ def read_run(run: Path) -> RunFiles:
         curves=_json(scores / "curves.json", dict[str, dict[str, Curve | None]], {}),
         examples_directory=scores / "examples",
         examples=_json(scores / "examples" / "examples.json", list[Example], []),
+        explained=_json(scores / "explained" / "explained.json", list[Explained], []),
     )
 
 

@@ -40,10 +40,8 @@ def panels(example: Example, folder: Path, scale_max: float) -> Panels:
     Raises:
         DataError: a picture is missing or damaged.
     """
-    image = _open(folder / example.image).convert("RGB")
-    factor = SIDE / max(image.size)
-    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
-    image = image.resize(size, Image.Resampling.LANCZOS)
+    image = shrunk(folder / example.image)
+    size = image.size
     reconstruction = truth = overlay = None
     if example.reconstruction is not None:
         rebuilt = _open(folder / example.reconstruction).convert("RGB")
@@ -52,11 +50,33 @@ def panels(example: Example, folder: Path, scale_max: float) -> Panels:
         mask = _open(folder / example.mask).convert("L").resize(size, Image.Resampling.NEAREST)
         truth = data_uri(outline(image, mask))
     if example.map is not None:
-        stored = np.asarray(_open(folder / example.map), dtype=np.float32)
-        anomaly = Image.fromarray(stored / 65535 * example.map_max)
-        values = np.asarray(anomaly.resize(size, Image.Resampling.BILINEAR), dtype=np.float32)
-        overlay = data_uri(heat(image, values / np.float32(scale_max or 1)))
+        overlay = data_uri(heated(image, folder / example.map, example.map_max, scale_max))
     return Panels(data_uri(image), reconstruction, truth, overlay, *size)
+
+
+def shrunk(path: Path) -> Image.Image:
+    """A picture, RGB, as large as the page shows it.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    image = _open(path).convert("RGB")
+    factor = SIDE / max(image.size)
+    size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def heated(image: Image.Image, path: Path, map_max: float, scale_max: float) -> Image.Image:
+    """The image under the colours of a stored map.
+
+    Args:
+        map_max: what 65535 in the map stands for.
+        scale_max: the value that gets the brightest colour.
+    """
+    stored = np.asarray(_open(path), dtype=np.float32)
+    shown = Image.fromarray(stored / 65535 * map_max)
+    values = np.asarray(shown.resize(image.size, Image.Resampling.BILINEAR), dtype=np.float32)
+    return heat(image, values / np.float32(scale_max or 1))
 
 
 def outline(image: Image.Image, mask: Image.Image) -> Image.Image:

@@ -163,6 +163,30 @@ def write_examples(folder: Path, rows: Sequence[tuple], reconstructs: bool) -> N
     write_json(folder / "examples.json", entries)
 
 
+def write_explained(run: Path, classes: Sequence[str] = ("cat", "dog")) -> None:
+    """Maps of three networks, and how far they agree, as scoring a classifier leaves them."""
+    folder = run / "scores" / "explained"
+    folder.mkdir(parents=True)
+    networks, kinds = ("student", "teacher", "beside"), ("gradcam", "gradcam++")
+    entries = []
+    for number, name in enumerate(classes):
+        image, mask = surface(number, True)
+        Image.fromarray(image).save(folder / f"{number:04}_image.png")
+        maps = {n: {k: f"{number:04}_{n}_{k}.png" for k in kinds} for n in networks}
+        for files in maps.values():
+            for file in files.values():
+                write_map(folder / file, mask, number)
+        told = {"student": name, "teacher": name, "beside": classes[0]}
+        entries.append({"key": f"test/{name}/0", "class_name": name, "told": told, "maps": maps,
+                        "image": f"{number:04}_image.png"})  # fmt: skip
+    write_json(folder / "explained.json", entries)
+    metrics = json.loads((run / "metrics.json").read_text())
+    agreed = {"correlation": 0.876, "overlap": 0.543, "images": 48, "without": 2}
+    nothing = {"correlation": None, "overlap": None, "images": 0, "without": 50}
+    pairs = {"student_teacher": agreed, "student_beside": agreed, "teacher_beside": nothing}
+    write_json(run / "metrics.json", metrics | {"agreement": dict.fromkeys(kinds, pairs)})
+
+
 def surface(
     seed: int, defective: bool, side: int = 64
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

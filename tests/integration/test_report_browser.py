@@ -17,7 +17,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from kdad_dist.report import write_report
-from tests.helpers_run import make_run
+from tests.helpers_run import make_run, write_explained
 from tests.needs import require_or_skip
 
 pytestmark = pytest.mark.browser
@@ -57,6 +57,14 @@ def rebuilt_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The address of a report whose method reconstructs the images."""
     run = tmp_path_factory.mktemp("rebuilt")
     return write_report(make_run(run, reconstructs=True)).as_uri()
+
+
+@pytest.fixture(scope="module")
+def explained_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a report that shows what classifiers look at."""
+    run = make_run(tmp_path_factory.mktemp("explained"))
+    write_explained(run, ("cat", LONG))
+    return write_report(run).as_uri()
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +124,7 @@ def test_every_picture_is_shown(browser: webdriver.Chrome, page: str) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-@pytest.mark.parametrize("kind", ["page", "rebuilt_page", "hostile_page"])
+@pytest.mark.parametrize("kind", ["page", "rebuilt_page", "explained_page", "hostile_page"])
 def test_no_width_makes_the_page_scroll_sideways(
     browser: webdriver.Chrome, request: pytest.FixtureRequest, kind: str, width: int
 ) -> None:

@@ -21,7 +21,7 @@ from kdad_dist.errors import DataError, UsageError
 from kdad_dist.pictures import colours, heat
 from kdad_dist.report import write_report
 from kdad_dist.report_pictures import outline
-from tests.helpers_run import make_run, write_json
+from tests.helpers_run import make_run, write_explained, write_json
 
 TEMPLATES = Path(report_charts.__file__).parent / "templates"
 ATTACK = "<script>alert(1)</script>\"'&"
@@ -526,3 +526,26 @@ def test_text_has_enough_contrast_in_both_schemes() -> None:
             assert contrast(scheme[text], scheme["surface"]) >= 4.5, text
         for text in ("text", "muted", "accent"):
             assert contrast(scheme[text], scheme["page"]) >= 4.5, text
+
+
+def test_what_networks_look_at_stands_side_by_side_with_how_far_they_agree(tmp_path: Path):
+    run = make_run(tmp_path)
+    assert "What the networks look at" not in report(run).text
+    write_explained(run, ("cat", ATTACK))
+    page = report(run)
+    assert "student and teacher Grad-CAM 0.876 0.543 48 2 " in page.text
+    dash = "\N{EN DASH}"
+    assert f"teacher and student without teacher Grad-CAM++ {dash} {dash} 0 50" in page.text
+    shown = [a["alt"] for tag, a in page.elements if tag == "img" and "Grad-CAM" in a["alt"]]  # type: ignore
+    names = ["student", "teacher", "student without teacher"]
+    kinds = ["Grad-CAM", "Grad-CAM++"]
+    assert shown == 2 * [f"{kind} of the {name}" for kind in kinds for name in names]
+    assert page.text.count(ATTACK) >= 3  # as text, and no element
+
+
+def test_a_map_that_is_missing_is_named(tmp_path: Path):
+    run = make_run(tmp_path)
+    write_explained(run)
+    (run / "scores/explained/0001_beside_gradcam.png").unlink()
+    with pytest.raises(DataError, match="0001_beside_gradcam.png"):
+        write_report(run)
