@@ -54,6 +54,8 @@ class Trainings:
     def moved(self, network: str, launches: Sequence[Launch], *more: str) -> Path:
         """A run that is stopped after every sixth step and goes on as another launch."""
         run = self.folder / "-".join([network, *(f"{m}{n}" for m, n in launches), *more])
+        if run.exists():
+            return run
         for part, (mode, processes) in enumerate(launches, 1):
             words = self.words(network, run, f"train.steps={6 * part}", *more)
             outcome = succeeds(*words, processes=processes, mode=mode)
