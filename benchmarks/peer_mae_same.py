@@ -55,7 +55,10 @@ def main() -> None:
     seed = torch.arange(len(image))
     noise = hashes(seed, plain.count).argsort(dim=1).argsort(dim=1)  # to be sorted as ours
     losses = method.train()(Batch(image, seed, seed))["loss"].mean(), plain.train()(normal, noise)
-    ours, theirs = Readout(method, config.score)(image).anomaly_map, plain.eval().maps(normal)
+    ours, theirs = (
+        Readout(method, config.score, config.data.tiling)(image).anomaly_map,
+        plain.eval().maps(normal),
+    )
     assert ours is not None
     result = {
         "images": len(image),

@@ -20,7 +20,14 @@ from kdad_dist.config_classkd import ClasskdConfig
 from kdad_dist.config_data import AugmentConfig as AugmentConfig
 from kdad_dist.config_data import DataConfig
 from kdad_dist.config_errors import YamlSource, describe
-from kdad_dist.config_methods import COSTS, READING, LoraMaeConfig, MethodConfig, StfpmConfig
+from kdad_dist.config_methods import (
+    COSTS,
+    READING,
+    LoraMaeConfig,
+    MethodConfig,
+    MkdConfig,
+    StfpmConfig,
+)
 from kdad_dist.config_types import (
     CHECKED,
     NO,
@@ -130,7 +137,8 @@ class ScoreConfig:
     threshold_quantile: Annotated[float, Field(gt=0, le=1)] = 0.99
     """Quantile of the held-out normal images' scores above which an image is called anomalous."""
     batch_size: Positive = 16
-    """Images per unit of work. Scores depend on it in the last bits, never on the processes."""
+    """Images (or tiles of them) that go through the network together. Scores depend on it in the
+    last bits, never on the processes."""
     precision: Annotated[Literal["no", "bf16"], NO] = "no"
     synthetic: bool = False
     """Also measure held-out normal images against themselves with synthetic defects: the figure
@@ -167,6 +175,11 @@ class RunConfig:
         start = self.train.init_from
         if isinstance(self.method, LoraMaeConfig) and start and Path(start).suffix:
             raise ValueError("train.init_from: a file for loramae belongs to method.weights")
+        if self.data.tile and isinstance(self.method, MkdConfig) and self.method.stretch_maps:
+            raise ValueError(
+                "method.stretch_maps stretches the map of each tile by itself, so that tiles "
+                "(data.tile) would not fit together; leave out one or the other"
+            )
         if self.tells_classes:
             self._check_classes()
         elif self.data.classes:
@@ -179,14 +192,15 @@ class RunConfig:
         """Raises ValueError where something is asked for that is of anomalies only."""
         wanted = {
             "data.normal_class": self.data.normal_class is not None,
+            "data.tile": self.data.tile is not None,
             "score.standardise": self.score.standardise,
             "score.synthetic": self.score.synthetic,
             "score.save_maps": self.score.save_maps != "none",
         }
         if found := [key for key in wanted if wanted[key]]:
             raise ValueError(
-                f"{', '.join(found)}: {self.method.name} tells classes apart, and knows neither "
-                "normal images nor anomaly maps; leave it out"
+                f"{', '.join(found)}: {self.method.name} tells classes of whole images apart, and "
+                "knows neither normal images nor anomaly maps; leave it out"
             )
 
     @property
@@ -197,6 +211,11 @@ class RunConfig:
     @property
     def directory(self) -> Path:
         return Path(self.output) if self.output else Path("runs") / self.name
+
+    @property
+    def images_per_unit(self) -> int:
+        """Images that are scored together at most: one, where it has many tiles."""
+        return max(1, self.score.batch_size // self.data.tiling.count)
 
 
 FREE_TO_CHANGE = ("name", "output", "checkpoint", "score", "track")

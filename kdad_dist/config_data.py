@@ -7,6 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from kdad_dist.config_types import CHECKED, Fraction, Name, NonNegative, Positive
+from kdad_dist.tiling import Tiling
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -33,7 +34,12 @@ class DataConfig:
     classes: Annotated[list[Name], Field(min_length=2)] | None = None
     """For methods that tell classes apart: which, in the order of their labels."""
     image_size: Positive = 256
-    """Side of the square that the networks see, in pixels."""
+    """Side of the square at which images are read, in pixels."""
+    tile: Positive | None = None
+    """Side of the square that the networks see, where images are cut into tiles; whole images where
+    not given."""
+    tile_overlap: NonNegative = 64
+    """Fewest pixels that neighbouring tiles share, and over which their maps are blended."""
     val_fraction: Fraction = 0.2
     """Share of the normal training images (of each class, where classes are told apart) held out,
     chosen by a hash of their keys."""
@@ -53,3 +59,38 @@ class DataConfig:
                 "normal_class is for methods that look for anomalies, classes for those that tell "
                 "classes apart; give one of them"
             )
+        if self.tile is not None:
+            self._check_tiles(self.tile)
+
+    def _check_tiles(self, tile: int) -> None:
+        """Raises ValueError where images cannot be cut into tiles like this."""
+        if tile > self.image_size:
+            raise ValueError(
+                f"tile {tile} is larger than image_size {self.image_size}, the square that is cut; "
+                "enlarge image_size (to what the images were packed at), or lower tile"
+            )
+        if self.tile_overlap >= tile:
+            raise ValueError(
+                f"tile_overlap {self.tile_overlap} leaves nothing of a tile of {tile} pixels; a "
+                "quarter of the tile is a good choice"
+            )
+        refused = {
+            "access=stream": (self.access == "stream", "whole images pass by once"),
+            f"cache={self.cache}": (self.cache != "ram", "an image is decoded once for all tiles"),
+            "augment.crop_margin": (self.augment.crop_margin > 0, "tiles are windows already"),
+        }
+        if found := [f"{key} ({why})" for key, (given, why) in refused.items() if given]:
+            raise ValueError(
+                "tile cuts images out of memory-mapped pixels, which does not go with "
+                f"{', '.join(found)}; leave out one or the other"
+            )
+
+    @property
+    def network_size(self) -> int:
+        """Side of the square that the networks see."""
+        return self.tile or self.image_size
+
+    @property
+    def tiling(self) -> Tiling:
+        """How images are cut; into one tile, which is all of it, where they are not."""
+        return Tiling(self.image_size, self.network_size, self.tile_overlap if self.tile else 0)

@@ -74,7 +74,7 @@ class Detector:
 
         Args:
             images: one, or a batch: a list, or an array (b, h, w, 3). More than
-                `score.batch_size` images go through the network in several parts.
+                `score.batch_size` images (or tiles) go through the network in several parts.
 
         Raises:
             DataError: there is no image, or one cannot be read or is not RGB pixels of 8 bits.
@@ -82,7 +82,7 @@ class Detector:
         pictures = batch_of(images)
         if not pictures:
             raise DataError("there is no image to judge", "give at least one")
-        largest = self.config.score.batch_size
+        largest = self.config.images_per_unit
         parts = []
         for start in range(0, len(pictures), largest):
             part = enumerate(pictures[start : start + largest], start)
@@ -137,7 +137,7 @@ def of_run(config: RunConfig, device: torch.device) -> Detector:
     resize = shared(lambda: data_fact(config, "resize"))
     threshold = shared(lambda: read_threshold(config, trained))
     standard = shared(lambda: load_standard(config, trained.step))
-    readout = Readout(method, config.score, standard)
+    readout = Readout(method, config.score, config.data.tiling, standard)
     fit = Fit(config.data.image_size, None, resize)
     return Detector(config, trained, readout, fit, device, threshold)
 

@@ -140,7 +140,7 @@ def predict(
             stop = Stop(request, partial, "scoring", "begins anew")
             detector = of_run(config, here.device)
             predictor = Predictor(detector, partial, unique_names(paths))
-            units = cut(paths, config.score.batch_size)
+            units = cut(paths, config.images_per_unit)
             started = time.monotonic()
             write(partial, lambda: run_units(predictor, units, stop, here))
             seconds = time.monotonic() - started

@@ -123,12 +123,13 @@ def score(config: RunConfig, request: StopRequest) -> dict[str, Any]:
             trained = restore(config)
             method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
             reader = ShardReader(config.data.shards, config.data.image_size)
-            scorer = Scorer(config, [Readout(method, config.score)], reader, here.device)
+            reading = (method, config.score, config.data.tiling)
+            scorer = Scorer(config, [Readout(*reading)], reader, here.device)
             started = time.monotonic()
             before = resumed(config, index, trained, units, partial, here)
             if config.score.standardise:
                 standards = standards_of(scorer, units, stop, here)
-                readouts = [Readout(method, config.score, standard) for standard in standards]
+                readouts = [Readout(*reading, standard) for standard in standards]
                 scorer = replace(scorer, readouts=readouts)
                 facts = (standards[NEW], config, trained.step)
                 write(partial, lambda: save_standard(partial, *facts) if here.is_main else None)
@@ -179,7 +180,7 @@ def plan(config: RunConfig) -> tuple[Index, list[Unit]]:
         DataError: there is no test image.
     """
     index = Index.read(config.data.shards)
-    data, largest = config.data, config.score.batch_size
+    data, largest = config.data, config.images_per_unit
     select = (data.category, data.normal_class, data.val_fraction)
     test = index.select(Split.TEST, *select)
     if not test:

@@ -42,8 +42,8 @@ VERSION = 1
 VAL, SYNTHETIC, TEST = "val", "synthetic", "test"
 WORK, PARTS, MAPS = "work.json", "parts", "maps"
 KEPT = (WORK, PARTS, MAPS)
-CHOICE = ("category", "normal_class", "val_fraction", "image_size")
-"""Keys of `data` that say which images are scored, and how large."""
+CHOICE = ("category", "normal_class", "val_fraction", "image_size", "tile", "tile_overlap")
+"""Keys of `data` that say which images are scored, how large, and in which pieces."""
 Row = dict[str, Any]
 
 

@@ -79,8 +79,8 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
     index, method, identity, loader, held_out = shared(
         lambda: assemble(config, here, newest is None, poll)
     )
-    cost = operations(method, config.data.image_size)
-    images = loader.samples_seen(loader.steps_per_epoch)
+    cost = operations(method, config.data.network_size)
+    images = loader.samples_seen(loader.steps_per_epoch) // config.data.tiling.count
     log.info(account.expected(config, method, images, here.mode, here.world))
     engine = build_engine(config, method, here)
     checkpoints = CheckpointManager(folder, keep, identity, config.checkpoint.asynchronous)

@@ -67,6 +67,8 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
             "training_images": len(train),
             "held_out_images": len(held_out),
             "image_size": config.data.image_size,
+            "tiles_per_image": config.data.tiling.count,
+            "network_size": config.data.network_size,
             "pixel_cache_bytes": pixels,
         },
         "steps": steps,
@@ -77,7 +79,7 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
             "bytes": checkpoint_bytes(config, method),
             "kept": config.checkpoint.keep,
         },
-        "operations_per_image": operations(method, config.data.image_size),
+        "operations_per_image": operations(method, config.data.network_size),
         "notes": list(notes(config, len(train), batches, world)),
     }
 
@@ -158,7 +160,7 @@ def held(
     config: RunConfig, method: Method, mode: str, world: int, batches: Facts, pixels: int
 ) -> Facts:
     """Bytes of the process that holds most."""
-    size = config.data.image_size
+    size = config.data.network_size
     largest = max(batches[step]["largest_pass"] for step in ("full", "last"))
     parts = {
         **asdict(memory(config, method, mode, world)),
@@ -204,6 +206,7 @@ def told(facts: Facts) -> str:
         f"run: {run['directory']}, {where}",
         f"data: {data['training_images']} training images, {data['held_out_images']} held out, "
         f"{data['image_size']} px; decoded {readable(data['pixel_cache_bytes'])}",
+        *tiled(data),
         f"steps: {steps['per_epoch']} in an epoch, {steps['total']} in all "
         f"({steps['epochs']:.4g} epochs)",
         f"a full step: {shared_out(batches['full'])}",
@@ -225,6 +228,13 @@ def told(facts: Facts) -> str:
         *(f"note: {note}" for note in facts["notes"]),
     ]
     return "\n".join(lines)
+
+
+def tiled(data: Facts) -> Iterator[str]:
+    """That what is counted as an image from here on is a tile, where that is so."""
+    number, side = data["tiles_per_image"], data["network_size"]
+    if number > 1:
+        yield f"an image is cut into {number} tiles of {side} px, which count as images below"
 
 
 def shared_out(step: Facts) -> str:

@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from kdad_dist.data.plan import EpochPlan, MicroBatch, Plan, Rows
 from kdad_dist.data.reader import FIT_VERSION, ShardReader
 from kdad_dist.data.threads import Decoder, in_advance
 from kdad_dist.errors import ConfigError
+from kdad_dist.tiling import Tiling
 from kdad_dist.types import Batch, Features, Poll, go_on
 
 AHEAD = 2
@@ -109,6 +111,31 @@ class DevicePixels(Pixels):
         return self._images.index_select(0, chosen).permute(0, 3, 1, 2)
 
 
+class TiledPixels(Pixels):
+    """Tiles of images in a memory-mapped file, each a row of its own: row r is tile r % n of image
+    r // n.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], tiling: Tiling, pin: bool) -> None:
+        side = (tiling.tile, tiling.tile)
+        windows = sliding_window_view(images, side, axis=(1, 2))  # a view: nothing is copied
+        self._windows = windows.transpose(0, 1, 2, 4, 5, 3)
+        self._corners = np.array(tiling.corners)
+        self._images = len(images)
+        self._pin = pin
+
+    def __len__(self) -> int:
+        return self._images * len(self._corners)
+
+    def read(self, rows: Rows) -> UInt8[Tensor, "b 3 t t"]:
+        image, tile = np.divmod(rows, len(self._corners))
+        top, left = self._corners[tile].T
+        shape = (len(rows), *self._windows.shape[3:])
+        taken = torch.empty(shape, dtype=torch.uint8, pin_memory=self._pin)
+        taken.numpy()[:] = self._windows[image, top, left]
+        return taken.permute(0, 3, 1, 2)
+
+
 def take(array: NDArray, rows: Rows, pin: bool) -> Tensor:
     """Rows of an array as a tensor of their own, in page-locked memory where `pin`."""
     dtype = torch.from_numpy(np.empty(0, array.dtype)).dtype
@@ -125,11 +152,15 @@ def open_pixels(
     cache: str,
     device: torch.device,
     poll: Poll = go_on,
+    tiling: Tiling | None = None,
 ) -> Pixels:
     """The samples' pixels, decoded once ("ram", "device") or whenever they are read ("none").
 
     With "ram" and "device" they are decoded by one process per node into a file below
     `cache_root()`, and found there by later runs; "device" then copies them to each device.
+
+    Args:
+        tiling: with "ram", how images are cut into tiles, which are then the rows.
 
     Raises:
         DataError: a sample is damaged, or the cache has no room.
@@ -147,6 +178,9 @@ def open_pixels(
         f"the pixels of {len(samples)} images of {index.root}",
         poll,
     )
+    if tiling is not None and tiling.count > 1:
+        assert cache == "ram", cache
+        return TiledPixels(images, tiling, pin)
     return DevicePixels(images, device) if cache == "device" else CachedPixels(images, pin)
 
 

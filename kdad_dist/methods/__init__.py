@@ -31,11 +31,11 @@ def build_method(config: RunConfig, open_run: OpenRun = no_runs) -> Method:
         case StfpmConfig() as method:
             return Stfpm(method, config.seed)
         case LoraMaeConfig() as method:
-            return LoraMae(method, config.data.image_size, config.seed)
+            return LoraMae(method, config.data.network_size, config.seed)
         case MkdConfig() as method:
-            return Mkd(method, config.data.image_size, config.seed)
+            return Mkd(method, config.data.network_size, config.seed)
         case VitkdConfig() as method:
-            return Vitkd(method, config.data.image_size, config.seed)
+            return Vitkd(method, config.data.network_size, config.seed)
         case ClasskdConfig() as method:
             data = config.data
-            return Classkd(method, data.classes or (), data.image_size, config.seed, open_run)
+            return Classkd(method, data.classes or (), data.network_size, config.seed, open_run)

@@ -139,14 +139,14 @@ class Mkd(Method):
             maps = (twin._teacher_maps(image), twin._student_maps(image))
         except RuntimeError as error:
             raise ConfigError(
-                f"data.image_size {image_size} is too small for method.teacher.layers "
-                f"{self.config.teacher.layers}: {str(error).splitlines()[0]}",
+                f"data.image_size (or data.tile) {image_size} is too small for "
+                f"method.teacher.layers {self.config.teacher.layers}: {str(error).splitlines()[0]}",
                 "choose larger images, or shallower layers",
             ) from error
         one, other = ([tuple(m.shape[1:]) for m in part] for part in maps)
         if one != other:
             raise ConfigError(
-                f"at data.image_size {image_size} the teacher's maps are {one}, "
+                f"at data.image_size (or data.tile) {image_size} the teacher's maps are {one}, "
                 f"the student's {other}",
                 "choose a size that the teacher's strides divide, or method.student=same",
             )

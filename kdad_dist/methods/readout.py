@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from kdad_dist.config import RunConfig, ScoreConfig, flatten, plain
 from kdad_dist.config_methods import READING, LoraMaeConfig, MkdConfig
 from kdad_dist.methods.base import Method
+from kdad_dist.methods.tiles import predict_tiles
+from kdad_dist.tiling import Tiling
 from kdad_dist.types import Prediction
 
 FLOOR = 0.1
@@ -58,15 +60,21 @@ class Readout(nn.Module):
     """Images in, smoothed anomaly maps and scores out: all of a detector that computes.
 
     Args:
+        tiling: how images are cut for the method.
         standard: of the smoothed maps of normal images; None: maps stay as they are.
     """
 
     def __init__(
-        self, method: Method, config: ScoreConfig, standard: Standard | None = None
+        self,
+        method: Method,
+        config: ScoreConfig,
+        tiling: Tiling,
+        standard: Standard | None = None,
     ) -> None:
         super().__init__()
         self.method = method.eval()
         self.config = config
+        self.tiling = tiling
         self.standard = standard
 
     @torch.no_grad()
@@ -74,7 +82,7 @@ class Readout(nn.Module):
         """RGB in [0, 1]; `pred_score` is always given, `anomaly_map` where the method has one."""
         device, config = image.device.type, self.config
         with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
-            raw = self.method.predict(image)
+            raw = self.predict(image)
         if raw.anomaly_map is None:
             return raw
         anomaly_map = smooth(raw.anomaly_map.float(), config.smooth_sigma, config.smooth_radius)
@@ -85,6 +93,12 @@ class Readout(nn.Module):
         score = raw.pred_score if raw.pred_score is not None else reduce(anomaly_map, config)
         return replace(raw, anomaly_map=anomaly_map, pred_score=score.float())
 
+    def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
+        """What the method says of whole images."""
+        if self.tiling.count == 1:
+            return self.method.predict(image)
+        return predict_tiles(self.method.predict, image, self.tiling, self.config.batch_size)
+
 
 def readout_of(config: RunConfig) -> str:
     """What decides the scores of given weights, in words: where it differs, no threshold holds."""
@@ -94,6 +108,8 @@ def readout_of(config: RunConfig) -> str:
     parts = {name: score[name] for name in (*names, "standardise", "precision")}
     parts |= {name: method[name] for name in READING[config.method.name]}
     parts["image_size"] = config.data.image_size
+    if config.data.tile:
+        parts |= {name: values["data"][name] for name in ("tile", "tile_overlap")}
     if draws_to_read(config):
         parts["seed"] = config.seed
     return ", ".join(f"{name} {value}" for name, value in flatten(parts))

@@ -74,7 +74,8 @@ def build_timm_tokens(
     patch = embed.patch_size[0]
     if image_size % patch:
         raise ConfigError(
-            f"data.image_size is {image_size}, and the patches of {name} are {patch} pixels wide",
+            f"data.image_size (or data.tile) is {image_size}, and the patches of {name} are "
+            f"{patch} pixels wide",
             f"choose a multiple of {patch}",
         )
     check_layers(name, config.layers, len(network.blocks))

@@ -95,8 +95,9 @@ def form_of(name: str, settings: Any, layers: Sequence[int], image_size: int) ->
     check_layers(name, layers, depth)
     if side != image_size:
         raise ConfigError(
-            f"{name} is made for images of {side} pixels, and data.image_size is {image_size}",
-            f"set data.image_size={side}",
+            f"{name} is made for images of {side} pixels, and data.image_size (or data.tile) is "
+            f"{image_size}",
+            f"set data.image_size={side}, or cut larger images: data.tile={side}",
         )
     return Form(width, 0, patch, side // patch)
 

@@ -76,8 +76,8 @@ def _check_size(image_size: int, patch: int, preset: str) -> None:
         below = image_size // patch * patch
         sizes = [str(size) for size in (below, below + patch) if size]
         raise ConfigError(
-            f"data.image_size is {image_size}, which is no multiple of the {patch} pixels of a "
-            f"patch of {preset}",
+            f"data.image_size (or data.tile) is {image_size}, which is no multiple of the {patch} "
+            f"pixels of a patch of {preset}",
             f"the nearest sizes that are: {' and '.join(sizes)}",
         )
 
@@ -88,7 +88,7 @@ def _check_ratio(ratio: float, patches: int) -> None:
         raise ConfigError(
             f"method.mask_ratio {ratio:g} leaves {visible} of {patches} patches visible",
             "choose a ratio that leaves some to see and some to predict, such as 0.75, or a larger "
-            "data.image_size",
+            "data.image_size (or data.tile)",
         )
 
 

@@ -101,5 +101,5 @@ def _misfit(grid: int, masks: int, pattern: str) -> ConfigError:
     return ConfigError(
         f"pattern {pattern} with {masks} masks does not divide a grid of {grid} x {grid} patches "
         "into parts of equal size",
-        f"what fits: {'; or '.join(choices) or 'another data.image_size'}",
+        f"what fits: {'; or '.join(choices) or 'another data.image_size (or data.tile)'}",
     )

@@ -1,6 +1,7 @@
 """The loaders that a configuration asks for, for one process of a launch."""
 
 import hashlib
+import itertools
 import logging
 from collections.abc import Sequence
 from functools import partial
@@ -48,6 +49,8 @@ def open_loaders(
     """
     train, held_out = choose(config, index, method)
     log.info("%d training images, %d held out for validation", len(train), len(held_out))
+    if (tiles := config.data.tiling.count) > 1:
+        log.info("each is cut into %d tiles of %d pixels", tiles, config.data.network_size)
     opener = open_stream if config.data.access == "stream" else open_indexed
     return (
         opener(config, index, train, config.data.augment, method, here, poll),
@@ -106,7 +109,7 @@ def indexed_plan(config: RunConfig, samples: Sequence[Sample], rank: int, world:
     """What a process reads of samples at random access."""
     train = config.train
     return Plan(
-        len(samples),
+        len(samples) * config.data.tiling.count,
         batch_size=train.batch_size,
         seed=config.seed,
         rank=rank,
@@ -170,13 +173,13 @@ def open_indexed(
 ) -> Loader:
     data = config.data
     size = data.image_size + changes.crop_margin
-    pixels = open_pixels(samples, index, size, data.cache, here.device, poll)
+    pixels = open_pixels(samples, index, size, data.cache, here.device, poll, data.tiling)
     targets = None
     if method.caches_targets:
-        name = pixel_key(samples, index, size)
+        name = pixel_key(samples, index, size) + (repr(data.tiling) if data.tile else "")
         targets = cached_targets(config, name, pixels, method, here, poll)
     plan = indexed_plan(config, samples, here.rank, here.world)
-    change, labels = augmentation(changes, data.image_size), labels_of(config, samples)
+    change, labels = augmentation(changes, data.network_size), labels_of(config, samples)
     return IndexedLoader(pixels, plan, here.device, targets, change, labels)
 
 
@@ -210,14 +213,18 @@ def cached_targets(
 
 
 def first_images(config: RunConfig, index: Index, method: Method, device: torch.device) -> Tensor:
-    """RGB in [0, 1] of the first training images, as many as the method wants, the same on every
-    process.
+    """RGB in [0, 1] of the first training images, or of a tile of each, another one of the next; as
+    many as the method wants, the same on every process.
     """
-    data = config.data
+    data, side = config.data, config.data.network_size
     samples, _ = choose(config, index, method)
     reader = ShardReader(data.shards, data.image_size)
-    pixels = np.stack([reader.image(sample) for sample in samples[: method.wants_images]])
-    return to_float(torch.from_numpy(pixels).permute(0, 3, 1, 2), device)
+    corners = itertools.cycle(data.tiling.corners)
+    pixels = [
+        reader.image(sample)[top : top + side, left : left + side]
+        for sample, (top, left) in zip(samples[: method.wants_images], corners, strict=False)
+    ]
+    return to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), device)
 
 
 def open_stream(

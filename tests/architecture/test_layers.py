@@ -12,14 +12,14 @@ from tests.needs import REPOSITORY
 PACKAGE = REPOSITORY / "kdad_dist"
 # A part is a folder or a file of the package; `report_charts.py` belongs to the part `report`.
 LAYERS = (
-    {"errors", "types"},
+    {"errors", "types", "tiling"},
     {"config", "draws", "files"},
     {"data", "models", "metrics", "schedule", "pictures"},
     {"methods"},
     {"runtime"},
     {"detector"},
     {"train", "score", "predict", "export", "report"},
-    {"demo", "sweep", "status", "compare"},
+    {"demo", "sweep", "status"},
     {"cli"},
     {"__main__"},
 )
@@ -40,8 +40,6 @@ WITHOUT_TORCH = (
     "report",
     "status",
     "status_text",
-    "compare",
-    "compare_text",
     *(f"data.{name}" for name in ("index", "plan", "layouts", "image", "writer", "verify")),
 )
 

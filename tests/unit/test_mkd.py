@@ -14,6 +14,7 @@ from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.readout import Readout
 from kdad_dist.methods.saliency import Guided
 from kdad_dist.models.weights import weights_hash
+from kdad_dist.tiling import Tiling
 from kdad_dist.types import Batch
 
 HOW = ["gradient", "smoothgrad", "guided"]
@@ -81,7 +82,7 @@ def test_cached_targets_give_the_same_loss_without_the_teacher() -> None:
 def test_maps_leave_no_trace_and_change_no_score(how: str) -> None:
     method = make(localise=how).requires_grad_(False).eval()
     before = weights_hash(method)
-    readout = Readout(method, configuration.ScoreConfig(smooth_sigma=1))
+    readout = Readout(method, configuration.ScoreConfig(smooth_sigma=1), Tiling(32, 32))
     found = readout(batch(4).image)
     assert found.anomaly_map.shape == (4, 32, 32)
     assert found.anomaly_map.min() >= 0 and found.anomaly_map.amax((1, 2)).min() > 0
@@ -89,7 +90,9 @@ def test_maps_leave_no_trace_and_change_no_score(how: str) -> None:
     assert all(p.grad is None for p in method.parameters())
     assert weights_hash(method) == before
     assert not [m for m in method.modules() if m._forward_hooks or m._backward_hooks]
-    plain = Readout(make(localise="none").eval(), configuration.ScoreConfig())(batch(4).image)
+    plain = Readout(make(localise="none").eval(), configuration.ScoreConfig(), Tiling(32, 32))(
+        batch(4).image
+    )
     assert plain.anomaly_map is None
     assert torch.equal(plain.pred_score, found.pred_score)
 

@@ -1,0 +1,86 @@
+"""Large images by their tiles, from training to the program that judges a new one."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kdad_dist import load
+from tests.kdad import Outcome, configured, kdad, lines, succeeds
+
+pytestmark = pytest.mark.launch
+
+CONFIG = {
+    "name": "tiny",
+    "data": {"image_size": 64, "tile": 32, "tile_overlap": 8},
+    "method": {
+        "name": "stfpm",
+        "cache_teacher": True,
+        "teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1, 2]},
+    },
+    "optim": {"name": "adam", "lr": 1.0e-3},
+    "train": {"epochs": 1, "batch_size": 40, "log_every": 1},
+    "score": {"smooth_sigma": 1, "save_maps": "npy"},
+}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> Path:
+    """20 normal images, of which some are held out; each has 9 tiles."""
+    return configured(tmp_path_factory.mktemp("tiles"), CONFIG, 64)
+
+
+@pytest.fixture(scope="module")
+def run(config) -> Path:
+    folder = config.parent / "run"
+    succeeds("train", config, f"output={folder}", processes=2)
+    return folder
+
+
+def found(run: Path) -> dict[str, bytes]:
+    files = [run / "scores/scores.csv", *sorted((run / "scores/maps").iterdir())]
+    return {file.name: file.read_bytes() for file in files}
+
+
+def document(outcome: Outcome) -> dict:
+    return json.loads(outcome.text[outcome.text.index("{\n") : outcome.text.rindex("}") + 1])
+
+
+def test_a_training_takes_each_tile_once_as_its_dry_run_says(config, run):
+    facts = document(succeeds("train", config, "--dry-run", "--json", "--processes", 2))
+    data = facts["data"]
+    assert (data["tiles_per_image"], data["network_size"], data["image_size"]) == (9, 32, 64)
+    tiles = 9 * data["training_images"]
+    assert sum(facts["batches"]["images_of_an_epoch"]) == tiles
+    assert data["pixel_cache_bytes"] == 20 * 3 * 64**2, "decoded images, not their tiles"
+    assert facts["steps"]["total"] == -(-tiles // 40)
+    seen = lines(run, "samples_seen")
+    assert (max(seen), seen[max(seen)]) == (facts["steps"]["total"], tiles)
+
+
+def test_maps_of_tiles_are_the_same_bits_on_any_number_of_processes_and_in_a_program(config, run):
+    succeeds("score", run)
+    alone = found(run)
+    succeeds("score", run, processes=3)
+    assert found(run) == alone
+    provenance = json.loads((run / "metrics.json").read_text())["provenance"]
+    assert "tile 32" in provenance["readout"] and "tile_overlap 8" in provenance["readout"]
+    images = sorted((config.parent / "images/tile/test").rglob("*.png"))
+    said = load(run, device="cpu").predict(images)
+    assert said.anomaly_map is not None and said.anomaly_map.shape == (7, 64, 64)
+    rows = list(csv.DictReader((run / "scores/scores.csv").open()))
+    written = {row["key"].rsplit("test/", 1)[1]: float(row["pred_score"]) for row in rows}
+    here = [written["/".join(image.with_suffix("").parts[-2:])] for image in images]
+    np.testing.assert_allclose(said.pred_score, here, rtol=1e-6)
+    assert said.pred_label is not None
+    other = load(run, ["data.tile_overlap=16"], device="cpu")
+    assert other.threshold.value is None, "the threshold is of another overlap"
+
+
+def test_a_tile_that_does_not_fit_the_network_or_the_images_is_refused(config, tmp_path):
+    outcome = kdad("train", config, f"output={tmp_path / 'a'}", "data.tile=128")
+    assert outcome.codes == [2] and "larger than image_size 64" in outcome.text
+    outcome = kdad("train", config, f"output={tmp_path / 'b'}", "data.image_size=128")
+    assert outcome.codes == [2] and "--size 128" in outcome.text
