@@ -50,62 +50,6 @@ class StfpmConfig:
 
 
 @dataclass(frozen=True, config=CHECKED)
-class MkdTeacherConfig(TeacherConfig):
-    backbone: str = "vgg16.tv_in1k"
-    layers: Annotated[list[NonNegative], Field(min_length=1)] = field(
-        default_factory=lambda: [1, 2, 3, 4]
-    )
-    """timm `out_indices`; in a VGG with `pool`, 1 to 4 are the pools 2 to 5."""
-
-
-@dataclass(frozen=True, config=CHECKED)
-class MkdConfig:
-    name: Literal["mkd"] = "mkd"
-    teacher: MkdTeacherConfig = field(default_factory=MkdTeacherConfig)
-    pool: bool = True
-    """Halve each of the teacher's maps by max-pooling, as a VGG does after each of them."""
-    student: Literal["small", "equal", "same"] = "small"
-    """A cloner 16 wide, one of the teacher's widths, or the teacher's architecture itself."""
-    use_bias: bool = False
-    """Whether the cloner's convolutions have biases."""
-    normalize: bool = True
-    """Apply the teacher's mean and standard deviation to the images."""
-    value_weight: NonNegativeFloat = 0.01
-    """Of the mean squared difference; 0: the direction alone."""
-    direction_weight: NonNegativeFloat = 1.0
-    """Of 1 - cosine."""
-    balance: bool = False
-    """Also weigh the direction by the factor that makes both terms equal before the first step, on
-    the first training images."""
-    score_layers: Annotated[list[NonNegative], Field(min_length=1)] | None = None
-    """Layers whose loss is the score, of those that are trained; where not given, all but the
-    shallowest."""
-    localise: Literal["none", "gradient", "smoothgrad", "guided"] = "gradient"
-    """How anomaly maps are made; "none": there are scores alone, much faster."""
-    noise_copies: Positive = 50
-    """Noisy copies of an image over which `smoothgrad` averages."""
-    noise_deviation: PositiveFloat = 0.05
-    """Of their noise; images are in [0, 1]."""
-    stretch_maps: bool = False
-    """Stretch each map to [0, 1] by itself, as the original: maps can then not be compared."""
-    cache_teacher: bool = False
-    """Compute the teacher's features once, before training, and keep them in a file."""
-
-    def __post_init__(self) -> None:
-        if not set(self.read) <= set(self.teacher.layers):
-            raise ValueError(f"score_layers must be of teacher.layers, {self.teacher.layers}")
-        if self.value_weight == self.direction_weight == 0:
-            raise ValueError("value_weight and direction_weight are both 0: nothing is trained")
-        if self.use_bias and self.student == "same":
-            raise ValueError("use_bias is of cloners; student=same has its own biases")
-
-    @property
-    def read(self) -> list[int]:
-        """The layers whose loss is the score."""
-        return self.score_layers or self.teacher.layers[1:] or self.teacher.layers
-
-
-@dataclass(frozen=True, config=CHECKED)
 class VitTeacherConfig:
     backbone: str = "vit_base_patch16_224.dino"
     """A vision transformer: of timm by its timm name, of the Hugging Face hub by its id
@@ -124,30 +68,22 @@ class VitTeacherConfig:
 
 
 @dataclass(frozen=True, config=CHECKED)
-class VitStudentConfig:
-    heads: Positive = 8
-    mlp: Positive = 512
-    """Width of the hidden layer of each block's perceptron."""
-    dropout: Fraction = 0.2
-    """Of the embedded image, of attention, and in the perceptron, while training."""
+class DepthsConfig:
+    """What the methods share whose student learns the values and the direction of features at
+    several depths of its teacher.
+    """
 
-
-@dataclass(frozen=True, config=CHECKED)
-class VitkdConfig:
-    name: Literal["vitkd"] = "vitkd"
-    teacher: VitTeacherConfig = field(default_factory=VitTeacherConfig)
-    student: VitStudentConfig = field(default_factory=VitStudentConfig)
-    normalize: Literal["teacher", "imagenet", "none"] = "teacher"
-    """Whose mean and standard deviation are applied to the images."""
+    name: str
+    teacher: TeacherConfig | VitTeacherConfig
     value_weight: NonNegativeFloat = 0.01
     """Of the mean squared difference; 0: the direction alone."""
     direction_weight: NonNegativeFloat = 1.0
     """Of 1 - cosine."""
-    score_layers: Annotated[list[Positive], Field(min_length=1)] | None = None
+    score_layers: Annotated[list[NonNegative], Field(min_length=1)] | None = None
     """Layers whose loss is the score, of those that are trained; where not given, all but the
     shallowest."""
     cache_teacher: bool = False
-    """Compute the teacher's tokens once, before training, and keep them in a file."""
+    """Compute the teacher's features once, before training, and keep them in a file."""
 
     def __post_init__(self) -> None:
         if not set(self.read) <= set(self.teacher.layers):
@@ -159,6 +95,63 @@ class VitkdConfig:
     def read(self) -> list[int]:
         """The layers whose loss is the score."""
         return self.score_layers or self.teacher.layers[1:] or self.teacher.layers
+
+
+@dataclass(frozen=True, config=CHECKED)
+class MkdTeacherConfig(TeacherConfig):
+    backbone: str = "vgg16.tv_in1k"
+    layers: Annotated[list[NonNegative], Field(min_length=1)] = field(
+        default_factory=lambda: [1, 2, 3, 4]
+    )
+    """timm `out_indices`; in a VGG with `pool`, 1 to 4 are the pools 2 to 5."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class MkdConfig(DepthsConfig):
+    name: Literal["mkd"] = "mkd"
+    teacher: MkdTeacherConfig = field(default_factory=MkdTeacherConfig)
+    pool: bool = True
+    """Halve each of the teacher's maps by max-pooling, as a VGG does after each of them."""
+    student: Literal["small", "equal", "same"] = "small"
+    """A cloner 16 wide, one of the teacher's widths, or the teacher's architecture itself."""
+    use_bias: bool = False
+    """Whether the cloner's convolutions have biases."""
+    normalize: bool = True
+    """Apply the teacher's mean and standard deviation to the images."""
+    balance: bool = False
+    """Also weigh the direction by the factor that makes both terms equal before the first step, on
+    the first training images."""
+    localise: Literal["none", "gradient", "smoothgrad", "guided"] = "gradient"
+    """How anomaly maps are made; "none": there are scores alone, much faster."""
+    noise_copies: Positive = 50
+    """Noisy copies of an image over which `smoothgrad` averages."""
+    noise_deviation: PositiveFloat = 0.05
+    """Of their noise; images are in [0, 1]."""
+    stretch_maps: bool = False
+    """Stretch each map to [0, 1] by itself, as the original: maps can then not be compared."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.use_bias and self.student == "same":
+            raise ValueError("use_bias is of cloners; student=same has its own biases")
+
+
+@dataclass(frozen=True, config=CHECKED)
+class VitStudentConfig:
+    heads: Positive = 8
+    mlp: Positive = 512
+    """Width of the hidden layer of each block's perceptron."""
+    dropout: Fraction = 0.2
+    """Of the embedded image, of attention, and in the perceptron, while training."""
+
+
+@dataclass(frozen=True, config=CHECKED)
+class VitkdConfig(DepthsConfig):
+    name: Literal["vitkd"] = "vitkd"
+    teacher: VitTeacherConfig = field(default_factory=VitTeacherConfig)
+    student: VitStudentConfig = field(default_factory=VitStudentConfig)
+    normalize: Literal["teacher", "imagenet", "none"] = "teacher"
+    """Whose mean and standard deviation are applied to the images."""
 
 
 @dataclass(frozen=True, config=CHECKED)
