@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kdad_dist.cli_choices import Json
-from kdad_dist.cli_text import answer
+from kdad_dist.cli_text import answer, say
 from kdad_dist.errors import CheckpointError, UsageError
 
 
@@ -47,3 +47,18 @@ def status(
             f"{number} damaged",
             "delete their directories; training then goes on from the ones before them",
         )
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Two runs or more.")],
+    images: Annotated[int, typer.Option(min=0, help="Images of either label to name.")] = 10,
+    as_json: Json = False,
+) -> None:
+    """Show where runs differ: configuration, figures, images judged most differently."""
+    from kdad_dist.compare import compare as compare_runs
+    from kdad_dist.compare_text import told
+
+    facts = compare_runs(runs, images)
+    say(told(facts))
+    if as_json:
+        answer(facts)

@@ -19,7 +19,7 @@ LAYERS = (
     {"runtime"},
     {"detector"},
     {"train", "score", "predict", "export", "report"},
-    {"demo", "sweep", "status"},
+    {"demo", "sweep", "status", "compare"},
     {"cli"},
     {"__main__"},
 )
@@ -40,6 +40,8 @@ WITHOUT_TORCH = (
     "report",
     "status",
     "status_text",
+    "compare",
+    "compare_text",
     *(f"data.{name}" for name in ("index", "plan", "layouts", "image", "writer", "verify")),
 )
 
