@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from kdad_dist.config_types import CHECKED, PositiveFloat
+from kdad_dist.config_types import CHECKED, Positive, PositiveFloat
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -38,20 +38,35 @@ class ClassTeacherConfig:
 
 
 @dataclass(frozen=True, config=CHECKED)
+class TurnsConfig:
+    period: Positive = 200
+    """Steps after which the turns begin anew."""
+    discriminator: Positive = 21
+    """The first steps of a period; the others are the student's."""
+
+    def __post_init__(self) -> None:
+        if self.discriminator >= self.period:
+            raise ValueError(f"discriminator must be below period, {self.period}")
+
+
+@dataclass(frozen=True, config=CHECKED)
 class ClasskdConfig:
     name: Literal["classkd"] = "classkd"
     network: ClassifierConfig = field(default_factory=ClassifierConfig)
     """The student."""
     teacher: ClassTeacherConfig | None = None
-    distill: Literal["none", "hinton", "rkd_distance", "rkd_angle"] = "none"
-    """What is learnt of the teacher beside the labels: its softened probabilities, or the relations
-    of the images of a batch by the distances, or the angles, of its logits."""
+    distill: Literal["none", "hinton", "rkd_distance", "rkd_angle", "discriminator"] = "none"
+    """What is learnt of the teacher beside the labels: its softened probabilities, the relations of
+    the images of a batch by the distances, or the angles, of its logits, or answers that a second
+    network cannot tell from the teacher's."""
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """Share of `hinton` in the loss; the rest is cross-entropy."""
+    """Share of `hinton` or `discriminator` in the loss; the rest is cross-entropy."""
     temperature: PositiveFloat = 1.5
-    """By which `hinton` divides the logits."""
+    """By which `hinton` and `discriminator` divide the logits."""
     relation_weight: PositiveFloat = 5.0
     """Of the relations, added to cross-entropy."""
+    turns: TurnsConfig = field(default_factory=TurnsConfig)
+    """Of `discriminator`: which network a step trains."""
     cache_teacher: bool = False
     """Compute the teacher's logits once, before training, and keep them in a file."""
 

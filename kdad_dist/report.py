@@ -254,7 +254,11 @@ def _verdict(example: Example) -> str:
 
 def loss(files: RunFiles) -> Chart | str:
     """The loss chart, or why there is none."""
-    train = [(line["step"], number(line.get("loss"))) for line in files.log if "loss" in line]
+    train = [
+        (line["step"], number(line.get("loss")))
+        for line in files.log
+        if "loss" in line and "discriminator" not in line  # the turn of another network
+    ]
     held_out = [
         (line["step"], number(line.get("val_loss"))) for line in files.log if "val_loss" in line
     ]

@@ -1,8 +1,9 @@
 """What a student classifier may learn of a teacher, on logits: pure functions, one value per image.
 
 Hinton et al., *Distilling the knowledge in a neural network*, 2015; Park et al., *Relational
-knowledge distillation*, CVPR 2019. Relations are those of the logits: an output that both networks
-have, and that is trained whatever is frozen. Student and teacher stand in the same space.
+knowledge distillation*, CVPR 2019; Goodfellow et al., *Generative adversarial nets*, 2014.
+Relations are those of the logits: an output that both networks have, and that is trained whatever
+is frozen. Student and teacher stand in the same space.
 """
 
 import torch
@@ -24,6 +25,25 @@ def softened(
     wanted = F.log_softmax(teacher / temperature, dim=1)
     divergence = F.kl_div(found, wanted, reduction="none", log_target=True).sum(dim=1)
     return temperature**2 * divergence
+
+
+def unconvinced(verdict: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+    """-log D(student), where D is the probability of which `verdict` is the logit: what a student
+    minimises (the form of section 3 that does not vanish while D is sure).
+
+    Binary cross-entropy, and no difference of verdicts ("Wasserstein"), which says something only
+    of a discriminator whose slope is bounded; nothing bounds the slope of this one.
+    """
+    return F.softplus(-verdict)
+
+
+def mistaken(
+    on_student: Float[Tensor, " b"], on_teacher: Float[Tensor, " b"]
+) -> Float[Tensor, " b"]:
+    """The mean of -log(1 - D(student)) and -log D(teacher): what a discriminator minimises (eq. 1);
+    log 2 where it cannot tell them apart.
+    """
+    return (F.softplus(on_student) + F.softplus(-on_teacher)) / 2
 
 
 def distance_relations(student: Rows, teacher: Rows) -> Float[Tensor, " b"]:

@@ -1,5 +1,7 @@
 """A second network that tells a student's answers from its teacher's, and the two that compete."""
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -9,6 +11,7 @@ from torch.func import functional_call
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError
 
+TURNS = ("classifier", "discriminator")
 SHORTEST = 10
 """Classes of which the windows of all layers leave one position."""
 
@@ -43,6 +46,14 @@ class Discriminator(nn.Module):
         return self.layers(answer[:, None]).squeeze(1)
 
 
+class Answers(NamedTuple):
+    logits: Float[Tensor, "b k"]
+    verdict: Float[Tensor, " b"]
+    """On the classifier's."""
+    on_teacher: Float[Tensor, " b"] | None = None
+    """On the teacher's, in the discriminator's turn."""
+
+
 class Rivals(nn.Module):
     """A classifier and the discriminator of its answers, as the one student that is trained.
 
@@ -59,27 +70,31 @@ class Rivals(nn.Module):
         self.temperature = temperature
 
     def forward(
-        self, image: Float[Tensor, "b 3 h w"], target: Float[Tensor, "b k"], turn: str
-    ) -> tuple[Float[Tensor, "b k"], Float[Tensor, " b"], Float[Tensor, " b"] | None]:
-        """The classifier's logits, the verdict on them, and that on the teacher's.
+        self,
+        image: Float[Tensor, "b 3 h w"],
+        target: Float[Tensor, "b k"] | None = None,
+        turn: str = TURNS[0],
+    ) -> Tensor | Answers:
+        """The classifier's logits; beside a teacher's, with the verdicts on both.
 
-        Each has a gradient in the network whose turn it is, and in no other; in the classifier's
-        own turn, nobody asks for the verdict on the teacher's.
+        Each has a gradient in the network whose turn it is, and in no other.
 
         Args:
             target: the teacher's logits.
-            turn: "classifier" or "discriminator".
+            turn: one of TURNS.
         """
+        if target is None:
+            return self.classifier(image)
         if turn == "discriminator":
             with torch.no_grad():
                 logits = self.classifier(image)
             judge = self.discriminator
-            return logits, judge(self._answer(logits)), judge(self._answer(target))
+            return Answers(logits, judge(self._answer(logits)), judge(self._answer(target)))
         logits = self.classifier(image)
         # The gradient goes through the discriminator, not into it. Nothing of the network is
         # switched for that: sharded parameters must stay as the engine knows them.
         fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
-        return logits, functional_call(self.discriminator, fixed, self._answer(logits)), None
+        return Answers(logits, functional_call(self.discriminator, fixed, self._answer(logits)))
 
     def _answer(self, logits: Float[Tensor, "b k"]) -> Float[Tensor, "b k"]:
         """Log-probabilities: teacher and student in the same space, of no matter what offset."""

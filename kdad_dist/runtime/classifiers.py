@@ -7,7 +7,9 @@ from kdad_dist.config_classkd import ClasskdConfig
 from kdad_dist.errors import CheckpointError, ConfigError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
-from kdad_dist.models.backbone_classifier import KnownClassifier, build_classifier
+from kdad_dist.methods.classkd import build_student
+from kdad_dist.models.backbone_classifier import KnownClassifier
+from kdad_dist.models.discriminator import Rivals
 from kdad_dist.runtime.identity import SOURCES, frozen_tensors
 from kdad_dist.runtime.manifest import first_sound, published, ranked, read_manifest
 from kdad_dist.runtime.tensors import Tensors
@@ -38,7 +40,7 @@ def open_run(run: Path) -> KnownClassifier:
             "give the directory of a run of classkd",
         )
     data = config.data
-    student = build_classifier(method.network, len(classes), data.image_size, config.seed, open_run)
+    student = build_student(method, len(classes), data.image_size, config.seed, open_run)
     paths = published(run / "checkpoints")
     path = first_sound(ranked(paths)) or first_sound(reversed(paths))
     if path is None:
@@ -54,5 +56,6 @@ def open_run(run: Path) -> KnownClassifier:
         )
     tensors.fill(path, body["files"])
     source = f"{run} (step {body['step']})"
-    network = method.network
-    return KnownClassifier(source, network.backbone, network.head, classes, student.state_dict())
+    network = student.classifier if isinstance(student, Rivals) else student
+    backbone, head = method.network.backbone, method.network.head
+    return KnownClassifier(source, backbone, head, classes, network.state_dict())
