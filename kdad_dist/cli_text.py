@@ -20,8 +20,12 @@ def answer(value: Any) -> None:
 
 def judged(facts: dict[str, Any]) -> str:
     """What became of new images, for a person."""
-    images, anomalous = facts["images"], facts["anomalous"]
+    images = facts["images"]
     number = "1 image" if images == 1 else f"{images} images"
+    if "classes" in facts:
+        found = ", ".join(f"{name} {count}" for name, count in facts["classes"].items() if count)
+        return f"{number}: {found}"
+    anomalous = facts["anomalous"]
     if anomalous is None:
         return f"{number}, not judged for want of a threshold"
     return f"{number}: {anomalous} anomalous, {images - anomalous} normal"

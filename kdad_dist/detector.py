@@ -37,15 +37,18 @@ class Predictions:
     """What a detector says of some images, in their order, on the host."""
 
     pred_score: NDArray[np.float32]
-    """(b,); higher is more anomalous."""
+    """(b,); higher is more anomalous. Of a classifier: the probability of the likeliest class."""
     anomaly_map: NDArray[np.float32] | None
     """(b, s, s) at `data.image_size`, smoothed, >= 0; None: the method gives none."""
     reconstruction: NDArray[np.uint8] | None
     """(b, s, s, 3), RGB: the images as they should be; None: the method gives none."""
     seconds: float
     """From pixels of the right size to everything above."""
-    pred_label: NDArray[np.bool_] | None = None
-    """(b,), whether the score is above the run's threshold; None: the run has no threshold."""
+    logits: NDArray[np.float32] | None = None
+    """(b, k), of a classifier, in the order of `data.classes`; None: no classes are told apart."""
+    pred_label: NDArray[np.bool_] | NDArray[np.int64] | None = None
+    """(b,), whether the score is above the run's threshold; None: the run has no threshold. Of a
+    classifier: the place of the likeliest class in `data.classes`."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +92,13 @@ class Detector:
             squares = [self.fit.image(pixels(picture, f"image {i}")) for i, picture in part]
             parts.append(judge(self.readout, squares, self.device))
         joined: dict[str, Any] = {}
-        for name in ("pred_score", "anomaly_map", "reconstruction"):
+        for name in ("pred_score", "anomaly_map", "reconstruction", "logits"):
             arrays = [getattr(part, name) for part in parts]
             joined[name] = None if arrays[0] is None else np.concatenate(arrays)
-        limit = self.threshold.value
+        limit, logits = self.threshold.value, joined["logits"]
         label = None if limit is None else joined["pred_score"] > limit
+        if logits is not None:
+            label = logits.argmax(1)
         return Predictions(**joined, seconds=sum(part.seconds for part in parts), pred_label=label)
 
 
@@ -135,7 +140,9 @@ def of_run(config: RunConfig, device: torch.device) -> Detector:
     trained = restore(config)
     method = trained.method.to(device, memory_format=torch.channels_last)  # pyright: ignore
     resize = shared(lambda: data_fact(config, "resize"))
-    threshold = shared(lambda: read_threshold(config, trained))
+    threshold = shared(
+        lambda: Threshold() if config.tells_classes else read_threshold(config, trained)
+    )
     standard = shared(lambda: load_standard(config, trained.step))
     readout = Readout(method, config.score, config.data.tiling, standard)
     fit = Fit(config.data.image_size, None, resize)
@@ -156,7 +163,8 @@ def judge(
     if said.reconstruction is not None:
         eight_bits = (said.reconstruction.float().clamp(0, 1) * 255).round().to(torch.uint8)
         picture = eight_bits.permute(0, 2, 3, 1).cpu().numpy()
-    return Predictions(score, anomaly_map, picture, time.perf_counter() - started)
+    logits = None if said.logits is None else said.logits.float().cpu().numpy()
+    return Predictions(score, anomaly_map, picture, time.perf_counter() - started, logits)
 
 
 def batch_of(images: Picture | Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Picture]:

@@ -41,6 +41,7 @@ def export(config: RunConfig) -> tuple[Path, float]:
                 "bytes": len(content),
                 "sha256": hashlib.sha256(content).hexdigest(),
                 "method": plain(config)["method"],
+                "classes": config.data.classes,
                 "config_digest": digest(config),
                 "checkpoint_step": trained.step,
                 "checkpoint_rule": trained.rule,

@@ -49,6 +49,9 @@ COLUMNS = [
 ]
 
 
+CLASS_COLUMNS = ["file", "pred_score", "pred_label", "pred_class"]
+
+
 class Written(NamedTuple):
     """What became of a unit of images."""
 
@@ -64,6 +67,11 @@ class Predictor:
     out: Path
     names: dict[Path, str]
 
+    @property
+    def classes(self) -> list[str] | None:
+        """Those that the detector tells apart, if it is a classifier."""
+        return self.detector.config.data.classes
+
     def __call__(self, paths: Sequence[Path]) -> Written:
         originals = [pixels(path, str(path)) for path in paths]
         found = self.detector.predict(originals)
@@ -71,6 +79,8 @@ class Predictor:
         for i, (path, image) in enumerate(zip(paths, originals, strict=True)):
             label = None if found.pred_label is None else int(found.pred_label[i])
             row = {"file": str(path), "pred_score": found.pred_score[i].item(), "pred_label": label}
+            if self.classes and label is not None:
+                row["pred_class"] = self.classes[label]
             if found.anomaly_map is not None:
                 row |= self.pictures(self.names[path], image, found.anomaly_map[i])
             if found.reconstruction is not None:
@@ -240,15 +250,20 @@ def finish(predictor: Predictor, seconds: float, world: int) -> dict[str, Any]:
     rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["order"])
     table = partial / TABLE
     with table.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        columns = COLUMNS if predictor.classes is None else CLASS_COLUMNS
+        writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
     timings = [Timing(*timing) for part in parts for timing in part["timings"]]
     labels = [row["pred_label"] for row in rows]
+    if predictor.classes is None:
+        anomalous = None if None in labels else sum(labels)
+        judged = {"anomalous": anomalous, "threshold": asdict(detector.threshold)}
+    else:
+        judged = {"classes": {name: labels.count(i) for i, name in enumerate(predictor.classes)}}
     facts = {
         "images": len(rows),
-        "anomalous": None if None in labels else sum(labels),
-        "threshold": asdict(detector.threshold),
+        **judged,
         "provenance": provenance(detector.config, detector.trained, timings, seconds, world),
     }
     files.write_json(partial / FACTS, facts)

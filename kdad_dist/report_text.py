@@ -11,16 +11,26 @@ COLUMNS = {
     "pixel_ap": "pixel AP",
     "pixel_aupro": "AUPRO",
 }
+ACCURACY = {"accuracy": "accuracy"}
+"""The column where classes are told apart."""
 
 
 def table(metrics: dict[str, Any]) -> str:
-    """One line per category and defect type, and the mean over several categories."""
-    rows = [["", "images", *COLUMNS.values()]]
+    """One line per category and defect type, and the mean over several categories. Where classes
+    are told apart: one per class, one of all test images, one of the held-out images.
+    """
+    columns = ACCURACY if "accuracy" in metrics["mean"] else COLUMNS
+    rows = [["", "images", *columns.values()]]
     for name, category in metrics["categories"].items():
-        rows.append(line(name, category))
-        rows += [line(f"  {kind}", entry) for kind, entry in category["defect_types"].items()]
-    if len(metrics["categories"]) > 1:
-        rows.append(line("mean", metrics["mean"]))
+        rows.append(line(name, category, columns))
+        kinds = category["defect_types"].items()
+        rows += [line(f"  {kind}", entry, columns) for kind, entry in kinds]
+    if columns is ACCURACY:
+        images = sum(entry["images"] for entry in metrics["categories"].values())
+        rows.append(line("all classes", {**metrics["mean"], "images": images}, columns))
+        rows.append(line("held-out images", metrics["held_out"], columns))
+    elif len(metrics["categories"]) > 1:
+        rows.append(line("mean", metrics["mean"], columns))
     lines = aligned(rows)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 
@@ -53,7 +63,7 @@ def latency(figures: Any) -> str:
         return str(figures)
 
 
-def line(name: str, entry: dict[str, Any]) -> list[str]:
-    figures = [entry[key] for key in COLUMNS]
+def line(name: str, entry: dict[str, Any], columns: dict[str, str]) -> list[str]:
+    figures = [entry[key] for key in columns]
     shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
     return [name, str(entry.get("images", "")), *shown]

@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdad_dist import files
+from kdad_dist import files, score_classes
 from kdad_dist.config import RunConfig
 from kdad_dist.data.index import Index, Sample, Split
 from kdad_dist.data.reader import ShardReader
@@ -44,12 +44,13 @@ from kdad_dist.score_parts import (
     Row,
     Scored,
     ScoredUnit,
+    Stored,
     forget,
     kept,
     read,
     work_of,
 )
-from kdad_dist.score_results import results
+from kdad_dist.score_results import Results, results
 
 log = logging.getLogger(__name__)
 FOLDS = (0, 1)
@@ -85,7 +86,9 @@ class Scorer:
         def of(part: NDArray[Any] | None) -> Sequence[NDArray[Any] | None]:
             return [None] * len(pairs) if part is None else list(part)
 
-        parts = (of(said.anomaly_map), of(said.reconstruction), [mask for _, mask in pairs])
+        labels = None if said.logits is None else said.logits.argmax(1)
+        masks = [mask for _, mask in pairs]
+        parts = (of(said.anomaly_map), of(said.reconstruction), masks, of(labels))
         images = [
             Scored(unit.kind, *one)
             for one in zip(unit.samples, said.pred_score.tolist(), *parts, strict=True)
@@ -139,8 +142,7 @@ def score(config: RunConfig, request: StopRequest) -> dict[str, Any]:
             seconds = before.seconds + time.monotonic() - started
 
             def finish() -> dict[str, Any]:
-                found = results(config, partial, read(partial, names))
-                examples(scorer, units, found.tested, partial, stop, here)
+                found = concluded(scorer, units, partial, read(partial, names), stop, here)
                 forget(partial)
                 made = provenance(config, trained, found.timings, seconds, here.world)
                 return found.metrics | {"provenance": {"fingerprint": index.fingerprint, **made}}
@@ -181,7 +183,7 @@ def plan(config: RunConfig) -> tuple[Index, list[Unit]]:
     """
     index = Index.read(config.data.shards)
     data, largest = config.data, config.images_per_unit
-    select = (data.category, data.normal_class, data.val_fraction)
+    select = (data.category, data.normal_class, data.val_fraction, data.classes)
     test = index.select(Split.TEST, *select)
     if not test:
         raise DataError(
@@ -276,6 +278,27 @@ def run_units(
         names += part.save(partial, here.world)
     here.at(2, "the end of its share")
     return names
+
+
+def concluded(
+    scorer: Scorer,
+    units: Sequence[Unit],
+    partial: Path,
+    parts: Iterable[Stored],
+    stop: Stop,
+    here: Session,
+) -> Results:
+    """What all parts add up to; writes the table of scores and the examples."""
+    if not scorer.config.tells_classes:
+        found = results(scorer.config, partial, parts)
+        examples(scorer, units, found.tested, partial, stop, here)
+        return found
+    samples = {sample.key: sample for unit in units for sample in unit.samples}
+    found = score_classes.results(scorer.config, partial, parts)
+    score_classes.write_mistakes(
+        partial / "examples", found.tested, lambda key: scorer.reader.image(samples[key])
+    )
+    return found
 
 
 def examples(

@@ -37,12 +37,15 @@ from kdad_dist.runtime import environment
 from kdad_dist.runtime.restore import Trained
 
 log = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 """Raised when a part holds something else than before."""
 VAL, SYNTHETIC, TEST = "val", "synthetic", "test"
 WORK, PARTS, MAPS = "work.json", "parts", "maps"
 KEPT = (WORK, PARTS, MAPS)
-CHOICE = ("category", "normal_class", "val_fraction", "image_size", "tile", "tile_overlap")
+CHOICE = (
+    *("category", "normal_class", "classes", "val_fraction"),
+    *("image_size", "tile", "tile_overlap"),
+)
 """Keys of `data` that say which images are scored, how large, and in which pieces."""
 Row = dict[str, Any]
 
@@ -57,6 +60,8 @@ class Scored:
     anomaly_map: NDArray[np.float32] | None
     reconstruction: NDArray[np.uint8] | None
     gt_mask: NDArray[np.bool_] | None
+    pred_label: int | None = None
+    """The class that was predicted, where classes are told apart."""
 
 
 class ScoredUnit(NamedTuple):
@@ -79,7 +84,8 @@ class Part:
     def add(self, number: int, unit: ScoredUnit) -> None:
         self.timings.append(Timing(len(unit.images), unit.seconds))
         for place, image in enumerate(unit.images):
-            self.measure(image)
+            if image.pred_label is None:  # else the row says it all
+                self.measure(image)
             self.rows.append({"order": [number, place], **row(image)})
 
     def measure(self, image: Scored) -> None:
@@ -224,7 +230,9 @@ def row(image: Scored) -> Row:
         "key": sample.key,
         "category": sample.category,
         "defect_type": sample.defect_type,
+        "class_name": sample.class_name,
         "gt_label": sample.gt_label,
         "pred_score": image.pred_score,
+        "pred_label": image.pred_label,
         "map_max": None if anomaly_map is None else float(anomaly_map.max()),
     }

@@ -100,7 +100,7 @@ def write_scores(
         "threshold": {"value": THRESHOLD, "quantile": 0.99, "images": 12, "pixel_value": THRESHOLD,
                       "false_positive_rate": rates[0], "true_positive_rate": rates[1]},
         "provenance": {"fingerprint": "5ca1ab1e" * 8, "checkpoint_step": 340,
-                       "checkpoint_rule": "lowest loss on held-out normal images",
+                       "checkpoint_rule": "lowest loss on held-out images",
                        "config_digest": "feedbeef", "commit": "0123abcd", "seconds": 93.4,
                        "images_per_second": 61.5, "world_size": 2,
                        "latency_ms": {"median": 41.27, "p95": 55.8, "unit_images": 4}},

@@ -74,7 +74,7 @@ def choose(checkpoints: CheckpointManager, wanted: str) -> tuple[Path, str]:
     if wanted == "best":
         path = checkpoints.best()
         if path is not None:
-            return path, "lowest loss on held-out normal images"
+            return path, "lowest loss on held-out images"
         log.warning("no checkpoint has a loss on held-out images: the last one is used")
     path = checkpoints.latest()
     if path is None:

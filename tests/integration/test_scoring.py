@@ -106,7 +106,7 @@ def test_every_image_is_scored_once_and_every_figure_is_there(folder):
     assert all(value is not None for value in metrics["mean"].values())
     assert metrics["threshold"]["images"] >= 1
     assert set(metrics["synthetic"]) == set(metrics["mean"])
-    assert metrics["provenance"]["checkpoint_rule"] == "lowest loss on held-out normal images"
+    assert metrics["provenance"]["checkpoint_rule"] == "lowest loss on held-out images"
     assert {"roc", "pixel_roc", "pro"} <= set(
         json.loads((run / "scores/curves.json").read_text())["tile"]
     )
