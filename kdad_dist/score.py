@@ -86,9 +86,9 @@ class Scorer:
         def of(part: NDArray[Any] | None) -> Sequence[NDArray[Any] | None]:
             return [None] * len(pairs) if part is None else list(part)
 
-        labels = None if said.logits is None else said.logits.argmax(1)
         masks = [mask for _, mask in pairs]
-        parts = (of(said.anomaly_map), of(said.reconstruction), masks, of(labels))
+        labels = [None] * len(pairs) if said.logits is None else said.logits.argmax(1).tolist()
+        parts = (of(said.anomaly_map), of(said.reconstruction), masks, labels)
         images = [
             Scored(unit.kind, *one)
             for one in zip(unit.samples, said.pred_score.tolist(), *parts, strict=True)
