@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from kdad_dist import load
+from tests.helpers import texture
 from tests.kdad import Outcome, configured, kdad, lines, succeeds
 
 pytestmark = pytest.mark.launch
@@ -77,6 +78,17 @@ def test_maps_of_tiles_are_the_same_bits_on_any_number_of_processes_and_in_a_pro
     assert said.pred_label is not None
     other = load(run, ["data.tile_overlap=16"], device="cpu")
     assert other.threshold.value is None, "the threshold is of another overlap"
+
+
+def test_a_run_may_be_read_whole_or_in_other_tiles_than_it_was_trained_with(run):
+    whole = load(run, ["data.image_size=32", "data.tile=null"], device="cpu")
+    large = texture(7, 64, 64)
+    assert whole.predict(large).anomaly_map.shape == (1, 32, 32)
+    words = ["score.smooth_sigma=0", "data.tile_overlap=0"]
+    tiled = load(run, words, device="cpu").predict(large).anomaly_map
+    plain = load(run, ["data.image_size=32", "data.tile=null", words[0]], device="cpu")
+    corner = plain.predict(np.ascontiguousarray(large[:32, :32])).anomaly_map
+    np.testing.assert_allclose(tiled[:, :32, :32], corner, rtol=1e-4)
 
 
 def test_a_tile_that_does_not_fit_the_network_or_the_images_is_refused(config, tmp_path):

@@ -232,6 +232,16 @@ def test_maps_that_are_stretched_one_by_one_are_refused():
         load("mkd_mvtec", [*words, "method.stretch_maps=true"])
 
 
+def test_classes_of_tiles_are_refused(tmp_path):
+    path = tmp_path / "classes.yaml"
+    data = "data: {shards: unused, classes: [cat, dog], tile: 128}"
+    path.write_text(
+        f"name: x\n{data}\nmethod: {{name: classkd}}\noptim: {{lr: 1}}\ntrain: {{epochs: 1}}\n"
+    )
+    with pytest.raises(ConfigError, match=r"data\.tile: classkd tells classes of whole images"):
+        load(path)
+
+
 def test_a_threshold_belongs_to_a_way_of_cutting():
     assert readout_of(tiled()) != readout_of(tiled("data.tile_overlap=32"))
     assert readout_of(tiled()) != readout_of(tiled("data.tile=null"))
