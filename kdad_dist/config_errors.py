@@ -6,6 +6,7 @@ import types
 import typing
 from dataclasses import dataclass, is_dataclass
 from pathlib import Path
+from reprlib import Repr
 from typing import Any
 
 import yaml
@@ -14,6 +15,16 @@ from pydantic import ValidationError
 from kdad_dist.errors import ConfigError
 
 Location = tuple[str | int, ...]
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What reading raises: ValueError for 2001-99-99, RecursionError for brackets without end."""
+
+
+class Excerpt(Repr):
+    """Shows the beginning of what was found: by aliases, a list may stand for billions of values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
 
 
 @dataclass
@@ -30,7 +41,7 @@ class YamlSource:
             text = path.read_text(encoding="utf-8")
             node = yaml.compose(text, Loader=yaml.SafeLoader)
             values = yaml.safe_load(text)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, *NOT_YAML) as error:
             raise ConfigError(
                 f"{path} cannot be read as YAML: {error}", "correct the file"
             ) from None
@@ -40,12 +51,24 @@ class YamlSource:
                 "start from a shipped recipe",
             )
         source = cls(path, values, {})
-        source._note_places(node, ())
+        source._note_places(node, (), set())
         return source
 
-    def _note_places(self, node: yaml.Node | None, location: Location) -> None:
+    def _note_places(
+        self, node: yaml.Node | None, location: Location, before: set[yaml.Node]
+    ) -> None:
+        """Args:
+        before: the sections that were seen. One that stands in several places by an alias could
+            stand in exponentially many, or in itself.
+        """
         if not isinstance(node, yaml.MappingNode):
             return
+        if node in before:
+            raise ConfigError(
+                f"{dotted(location)} in {self.path} repeats a section by a YAML alias",
+                "write it out",
+            )
+        before.add(node)
         for key_node, value_node in node.value:
             here = (*location, key_node.value)
             line = f"{self.path}:{key_node.start_mark.line + 1}"
@@ -55,7 +78,7 @@ class YamlSource:
                     "remove one of them",
                 )
             self.places[here] = line
-            self._note_places(value_node, here)
+            self._note_places(value_node, here, before)
 
     def override(self, text: str) -> None:
         """Applies one `a.b=c`; the value is read as YAML."""
@@ -70,7 +93,7 @@ class YamlSource:
             target = target[parent]
         try:
             target[last] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except NOT_YAML as error:
             raise ConfigError(f"the value of {text!r} is not YAML: {error}", "quote it") from None
         self.places[tuple(key.split("."))] = "command line"
 
@@ -119,7 +142,9 @@ def _sentence(location: Location, item: Any, known: list[str], elsewhere: list[s
         return f"{name} is missing"
     if item["type"] == "value_error":
         return f"{name}: {item['ctx']['error']}"
-    return f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}, found {item['input']!r}"
+    return (
+        f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}, found {Excerpt().repr(item['input'])}"
+    )
 
 
 def _sections_with(root: type, name: str) -> list[str]:

@@ -17,10 +17,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kdad_dist.config import RunConfig
 from kdad_dist.config_methods import LoraMaeConfig
-from kdad_dist.data.index import Index, Sample, is_remote
+from kdad_dist.data.index import Index, Sample
 from kdad_dist.data.loader import AHEAD
 from kdad_dist.data.plan import Plan, StreamPlan
 from kdad_dist.data.reader import ShardReader
+from kdad_dist.data.source import is_remote
 from kdad_dist.methods.base import Method
 from kdad_dist.runtime.account import checkpoint_bytes, memory, pixel_bytes, readable
 from kdad_dist.runtime.activations import activations

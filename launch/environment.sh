@@ -23,6 +23,8 @@ case $mode in
 esac
 [[ ${KDAD_PROCESSES:-1} =~ ^[1-9][0-9]*$ ]] ||
     refuse "KDAD_PROCESSES is '$KDAD_PROCESSES'; it must be a whole number, 1 or more"
+[[ $machines =~ ^[1-9][0-9]*$ ]] ||
+    refuse "KDAD_MACHINES is '$machines'; it must be a whole number, 1 or more"
 case ${KDAD_DEVICE:-}-$mode in
     -cpu | cpu-cpu) ;;
     -*) export KDAD_DEVICE=gpu ;;  # the program refuses to train on the CPU instead

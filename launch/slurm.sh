@@ -44,7 +44,7 @@ on_every_node() {
 # Asks until the step ends: a command that is just starting takes the file for an old one.
 keep_asking() {
     while kill -0 "$1" 2>/dev/null; do
-        if [[ -d $2 ]]; then touch "$2/PREEMPT"; fi
+        if [[ -d $2 ]]; then touch -- "$2/PREEMPT"; fi
         sleep 2
     done
 }

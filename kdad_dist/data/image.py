@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
+from kdad_dist.data.source import open_file
 from kdad_dist.errors import DataError
 
 Resize = Literal["squash", "shorter"]
@@ -36,6 +37,8 @@ _FORMATS = [name for name in EXTENSIONS if name != "MPO"]  # Pillow opens MPO as
 
 MAX_PIXELS = 80_000_000
 """240 MB as RGB; a little below the number at which Pillow itself begins to warn."""
+MAX_BYTES = 8 * MAX_PIXELS
+"""Of a file: nothing that is decoded has more for each pixel than 16 bits of four channels."""
 SMALLER = "make it smaller, or cut it into tiles"
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -63,10 +66,11 @@ _DAMAGE = (
 
 
 def read_file(path: Path) -> bytes:
-    """The bytes of an image file; a pipe, which might never end, is an OSError too."""
-    if not path.is_file() and path.exists():
-        raise OSError(errno.EINVAL, "it is a folder, pipe or device, not a file", os.fspath(path))
-    return path.read_bytes()
+    """The bytes of an image file; what is none, and may never end, is an OSError too."""
+    with open_file(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:
+            raise OSError(errno.EFBIG, f"it has {size:,} bytes, more than any picture", str(path))
+        return file.read()
 
 
 def decode_image(data: bytes, where: str) -> NDArray[np.uint8]:

@@ -8,28 +8,42 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlsplit
-from urllib.request import urlopen
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from kdad_dist.data.labels import as_classes, as_normal, held_out_keys
-from kdad_dist.data.sample import Member, Sample, Split
+from kdad_dist.data.sample import Count, Member, Part, Sample, Split
+from kdad_dist.data.source import fetch, join
 from kdad_dist.errors import ConfigError, DataError
 
 VERSION = 1
 INDEX_FILE = "index.json"
 SAMPLES_FILE = "samples.jsonl"
-HTTP_TIMEOUT = 30  # seconds without an answer
 
 
 @dataclass(frozen=True)
 class Shard:
-    file: str
+    file: Part
     sha256: str
-    bytes: int
-    samples: int
+    bytes: Count
+    samples: Count
     split: Split
+
+
+@dataclass(frozen=True)
+class _Described:
+    """What an index file must say; it may say more."""
+
+    layout: str
+    image_size: Annotated[int, Field(ge=1)] | None
+    resize: str
+    categories: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    samples_sha256: str
+
+
+_INDEX, _SAMPLE = TypeAdapter(_Described), TypeAdapter(Sample)
 
 
 @dataclass(frozen=True)
@@ -53,24 +67,27 @@ class Index:
         Raises:
             DataError: it is missing, damaged, or of another version.
         """
-        described = parse_index(fetch(root, INDEX_FILE), root)
+        raw = parse_index(fetch(root, INDEX_FILE), root)
+        described = _INDEX.validate_python(raw)
         lines = fetch(root, SAMPLES_FILE)
-        if hashlib.sha256(lines).hexdigest() != described["samples_sha256"]:
+        if hashlib.sha256(lines).hexdigest() != described.samples_sha256:
             raise DataError(
                 f"{join(root, SAMPLES_FILE)} does not match the hash in {INDEX_FILE}",
                 "pack the data set again into a new folder",
             )
+        try:
+            samples = tuple(_SAMPLE.validate_json(line) for line in lines.splitlines())
+        except ValidationError as error:
+            raise _senseless(join(root, SAMPLES_FILE), error) from None
         return cls(
             root=root,
-            layout=described["layout"],
-            image_size=described["image_size"],
-            resize=described["resize"],
-            categories=tuple(described["categories"]),
-            shards=tuple(
-                Shard(**{**shard, "split": Split(shard["split"])}) for shard in described["shards"]
-            ),
-            samples=tuple(parse_sample(json.loads(line)) for line in lines.splitlines()),
-            fingerprint=described["fingerprint"],
+            layout=described.layout,
+            image_size=described.image_size,
+            resize=described.resize,
+            categories=described.categories,
+            shards=described.shards,
+            samples=samples,
+            fingerprint=raw["fingerprint"],
         )
 
     def select(
@@ -122,7 +139,7 @@ def parse_index(text: bytes, root: str) -> dict[str, Any]:
     try:
         described = json.loads(text)
         version = described["version"]
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         raise DataError(f"{where} is not a shard index", "pack the data set again") from None
     if version != VERSION:
         raise DataError(
@@ -131,7 +148,18 @@ def parse_index(text: bytes, root: str) -> dict[str, Any]:
         )
     if described.get("fingerprint") != fingerprint(described):
         raise DataError(f"{where} does not match its own fingerprint", "pack the data set again")
+    try:
+        _INDEX.validate_python(described)
+    except ValidationError as error:
+        raise _senseless(where, error) from None
     return described
+
+
+def _senseless(where: str, error: ValidationError) -> DataError:
+    """Of an index that vouches for itself, and yet nobody has packed."""
+    first = error.errors()[0]
+    place = ".".join(map(str, first["loc"]))
+    return DataError(f"{where} says of {place}: {first['msg']}", "pack the data set again")
 
 
 def fingerprint(described: dict[str, Any]) -> str:
@@ -141,15 +169,7 @@ def fingerprint(described: dict[str, Any]) -> str:
 
 
 def parse_sample(row: dict[str, Any]) -> Sample:
-    mask = row["mask"]
-    return Sample(
-        **{
-            **row,
-            "split": Split(row["split"]),
-            "image": Member(**row["image"]),
-            "mask": Member(**mask) if mask else None,
-        }
-    )
+    return _SAMPLE.validate_python(row)
 
 
 def sample_line(sample: Sample) -> str:
@@ -196,27 +216,3 @@ def count(samples: Iterable[Sample]) -> dict[str, dict[str, dict[str, int]]]:
         kind = sample.class_name or sample.defect_type or "good"
         kinds[kind] = kinds.get(kind, 0) + 1
     return counts
-
-
-def is_remote(root: str) -> bool:
-    return urlsplit(root).scheme in {"http", "https"}
-
-
-def join(root: str, name: str) -> str:
-    return f"{root.rstrip('/')}/{name}"
-
-
-def fetch(root: str, name: str) -> bytes:
-    """The bytes of a small file of the shard folder, local or over http, without a shell."""
-    where = join(root, name)
-    try:
-        if is_remote(root):
-            with urlopen(where, timeout=HTTP_TIMEOUT) as answer:  # noqa: S310 - scheme checked
-                return answer.read()
-        with open(where, "rb") as file:
-            return file.read()
-    except (OSError, URLError) as error:
-        raise DataError(
-            f"{where} cannot be read: {error}",
-            "give the folder that `kdad pack` wrote, or its http address",
-        ) from None

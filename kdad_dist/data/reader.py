@@ -8,7 +8,6 @@ from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, urlsplit
-from urllib.request import Request, urlopen
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,16 +20,8 @@ from kdad_dist.data.image import (
     resize_image,
     resize_mask,
 )
-from kdad_dist.data.index import (
-    HTTP_TIMEOUT,
-    INDEX_FILE,
-    Member,
-    Sample,
-    fetch,
-    is_remote,
-    join,
-    parse_index,
-)
+from kdad_dist.data.index import INDEX_FILE, Member, Sample, parse_index
+from kdad_dist.data.source import fetch, is_remote, join, open_file, open_remote
 from kdad_dist.errors import ConfigError, DataError
 
 IMAGE_EXTENSIONS = frozenset(EXTENSIONS.values())
@@ -141,7 +132,7 @@ class OpenFiles:
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         with self._lock:
-            file = self._open.pop(path, None) or open(path, "rb", buffering=0)  # noqa: SIM115
+            file = self._open.pop(path, None) or open_file(path, buffering=0)
             self._open[path] = file
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
@@ -168,13 +159,13 @@ def shard_address(root: str, file: str) -> str:
 def read_range(address: str, offset: int, size: int) -> bytes:
     """`size` bytes from `offset` of a remote file."""
     wanted = {"Range": f"bytes={offset}-{offset + size - 1}"}
-    with urlopen(Request(address, headers=wanted), timeout=HTTP_TIMEOUT) as answer:  # noqa: S310
+    with open_remote(address, wanted) as answer:
         if answer.status != 206:
             raise DataError(
                 f"the server of {address} cannot send parts of a file",
                 "set data.access=stream, or copy the shards to a folder",
             )
-        return answer.read()
+        return answer.read(size)
 
 
 def check_member(data: bytes, member: Member, where: str) -> None:

@@ -1,32 +1,34 @@
 """Batches from whole shards, read one after the other: for data on a web server, or beyond a disk.
 
-The `webdataset` library takes the shards apart, but we open them ourselves: it would start a shell
-for every web address. The index is still needed, for who reads what and for the members' hashes.
+The index says where each member lies, what it hashes to, and who reads it. So nothing else of a
+shard is read or interpreted: a library for tar files would start a shell for a web address, unpack
+what is compressed, and fill the memory with the zeros that the header of a sparse member promises.
 """
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from functools import partial
 from http.client import HTTPException
 from itertools import groupby
-from tarfile import TarError
-from typing import BinaryIO, cast
-from urllib.request import urlopen
+from typing import IO
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from kdad_dist.data.augment import Augment
 from kdad_dist.data.image import decode_image
-from kdad_dist.data.index import HTTP_TIMEOUT, Index, Sample, is_remote, join
+from kdad_dist.data.index import Index, Sample
 from kdad_dist.data.loader import AHEAD, Loader, Micro, to_float
 from kdad_dist.data.plan import MicroBatch, StreamPlan, by_shard
 from kdad_dist.data.reader import DAMAGED, Fit, check_member, check_root, shard_address
+from kdad_dist.data.source import is_remote, join, open_file, open_remote
 from kdad_dist.data.threads import Decoder, in_advance
-from kdad_dist.errors import DataError, KdadError
+from kdad_dist.errors import DataError
 from kdad_dist.types import Poll, go_on
+
+CHUNK = 2**20
 
 
 class StreamLoader(Loader):
@@ -104,26 +106,23 @@ class StreamLoader(Loader):
     def _load(self, name: str) -> dict[int, bytes]:
         """The checked bytes of a shard's images, by row."""
         address = shard_address(self._root, name)
-        wanted = {self._samples[row].key: row for row in self._rows[name]}
         found: dict[int, bytes] = {}
+        at = 0
         try:
-            with open_stream(address) as stream:
-                files = tar_file_expander([{"url": address, "stream": stream}])
-                for entry in group_by_keys(files):
+            with open_remote(address) if is_remote(address) else open_file(address) as stream:
+                for row in sorted(self._rows[name].tolist(), key=self._offset):
                     self._poll()
-                    if (row := wanted.get(entry["__key__"])) is None:
-                        continue
                     sample = self._samples[row]
-                    data = entry.get(sample.image.ext, b"")
-                    check_member(data, sample.image, self._where(sample))
-                    found[row] = data
-        except KdadError:
-            raise
-        except (OSError, HTTPException, TarError, ValueError) as error:
+                    skip(stream, sample.image.offset - at)
+                    found[row] = stream.read(sample.image.size)
+                    at = sample.image.offset + sample.image.size
+                    check_member(found[row], sample.image, self._where(sample))
+        except (OSError, HTTPException) as error:
             raise DataError(f"{address} cannot be read: {error}", DAMAGED) from None
-        if missing := sorted(wanted.keys() - {self._samples[row].key for row in found}):
-            raise DataError(f"{address} ends without {', '.join(missing[:3])}", DAMAGED)
         return found
+
+    def _offset(self, row: int) -> int:
+        return self._samples[row].image.offset
 
 
 class HeldShard:
@@ -140,8 +139,10 @@ class HeldShard:
         return self._bytes[row]
 
 
-def open_stream(address: str) -> BinaryIO:
-    """A shard to be read from start to end, without a shell in between."""
-    if is_remote(address):
-        return cast(BinaryIO, urlopen(address, timeout=HTTP_TIMEOUT))  # noqa: S310
-    return open(address, "rb")
+def skip(stream: IO[bytes], count: int) -> None:
+    """Passes over so many bytes of a file, or of what a server sends."""
+    if stream.seekable():
+        stream.seek(count, os.SEEK_CUR)
+        return
+    while count > 0 and (passed := len(stream.read(min(count, CHUNK)))):
+        count -= passed

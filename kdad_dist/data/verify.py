@@ -18,11 +18,10 @@ from kdad_dist.data.index import (
     Sample,
     Shard,
     count,
-    fetch,
-    is_remote,
     parse_index,
 )
 from kdad_dist.data.shard import PARTIAL, facts
+from kdad_dist.data.source import fetch, is_remote
 from kdad_dist.errors import DataError
 
 
@@ -94,7 +93,7 @@ def _shard_faults(
     index: Index, shard: Shard, samples: Sequence[Sample], decode: bool
 ) -> Iterator[str]:
     try:
-        data = fetch(index.root, shard.file)
+        data = fetch(index.root, shard.file, max(shard.bytes for shard in index.shards))
     except DataError as error:
         yield f"{shard.file} is missing or unreadable: {error.problem}"
         return

@@ -74,6 +74,8 @@ def _problem(root: Path, row: dict[str, str], masked: bool) -> str | None:
         return f"the split is {row['split']!r}, neither train nor test"
     if not row["label"] or not row["object"]:
         return "label or object is empty"
+    if PurePath(row["object"]).name != row["object"]:
+        return f"the object {row['object']!r} is no name of a folder"
     if not (root / row["image"]).is_file():
         return "does not exist"
     if row["label"] != NORMAL and masked and not row["mask"]:

@@ -21,6 +21,8 @@ from kdad_dist.models.weights import fetch, listed
 KEY = "method.teacher.backbone"
 SETTINGS, COLOURS = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+NO_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+"""Not left to the default: where a folder brings code, that is to ask on the terminal."""
 FORM = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
 
 
@@ -59,16 +61,17 @@ def build_hub_tokens(
         )
     folder = Path(name) if Path(name).is_dir() else fetched(name, config.weights, colours is None)
     try:
-        settings = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        settings = transformers.AutoConfig.from_pretrained(folder, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(
             f"{folder} holds no network that transformers knows: {str(error).splitlines()[0]}",
             f"{KEY} is a folder with {SETTINGS} and {WEIGHTS[0]}",
         ) from error
+    refuse_kernels(folder, settings)
     form = form_of(name, settings, config.layers, image_size)
     with seeded(seed, "teacher"):
         if config.weights == "random":
-            network = transformers.AutoModel.from_config(settings)
+            network = transformers.AutoModel.from_config(settings, trust_remote_code=False)
         else:
             network = pretrained(transformers.AutoModel, folder)
     network = network.float().eval()
@@ -76,6 +79,16 @@ def build_hub_tokens(
         tokens = network(pixel_values=torch.zeros(1, 3, image_size, image_size)).last_hidden_state
     form = form._replace(prefix=tokens.shape[1] - form.grid**2)
     return HubTokens(network, form, config.layers, colours or read_colours(folder))
+
+
+def refuse_kernels(folder: Path, settings: Any) -> None:
+    """Raises WeightsError where attention is to be computed by a program of the hub."""
+    asked = str(settings._attn_implementation or "")
+    if "/" in asked:
+        raise WeightsError(
+            f"{folder / SETTINGS} asks for code of the hub, {asked!r}, which is not run",
+            "remove the line from the file",
+        )
 
 
 def form_of(name: str, settings: Any, layers: Sequence[int], image_size: int) -> Form:
@@ -125,9 +138,7 @@ def fetched(name: str, weights: str, colours: bool) -> Path:
 def pretrained(model: Any, folder: Path) -> Any:
     """The network with the folder's weights, of which none may be missing but a pooler's."""
     try:
-        network, found = model.from_pretrained(
-            folder, local_files_only=True, output_loading_info=True
-        )
+        network, found = model.from_pretrained(folder, output_loading_info=True, **NO_CODE)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WeightsError(
             f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}",

@@ -9,7 +9,7 @@ from typing import Any
 
 import kdad_dist
 
-PACKAGES = ("torch", "accelerate", "timm", "webdataset", "numpy", "scipy", "scikit-learn", "pillow")
+PACKAGES = ("torch", "accelerate", "timm", "numpy", "scipy", "scikit-learn", "pillow")
 
 
 def describe() -> dict[str, Any]:

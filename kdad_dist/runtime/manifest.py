@@ -10,8 +10,11 @@ import re
 import shutil
 import uuid
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.files import write_text
@@ -19,11 +22,34 @@ from kdad_dist.files import write_text
 log = logging.getLogger(__name__)
 VERSION = 1
 MANIFEST = "manifest.json"
+LAST_STEP = 10**8 - 1
+Count = Annotated[int, Field(ge=0)]
+
+
+@dataclass(frozen=True)
+class Entry:
+    bytes: Count
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a manifest says at least. A file lies in the directory, or in a folder of it."""
+
+    format: str
+    step: Annotated[int, Field(ge=0, le=LAST_STEP)]
+    samples_seen: Count
+    metrics: dict[str, float]
+    identity: dict[str, str]
+    files: dict[str, Entry]
+
+
+_BODY = TypeAdapter(Body)
 
 
 def step_name(step: int) -> str:
     """The name of a step's directory; names sort as steps do."""
-    assert 0 <= step < 10**8, step
+    assert 0 <= step <= LAST_STEP, step
     return f"step_{step:08d}"
 
 
@@ -33,25 +59,32 @@ def read_manifest(path: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: it is missing, altered, of another version, or names files elsewhere.
     """
-    file = path / MANIFEST
+    file = own_file(path, MANIFEST)
     try:
         raw = file.read_bytes()
         body = json.loads(raw)
         intact = isinstance(body, dict) and render(body).encode() == raw
+        version = body["version"] if intact else None
     except FileNotFoundError as error:
         raise CheckpointError(
             f"there is no checkpoint at {path}: {MANIFEST} is missing",
             "give a directory that `kdad train` wrote; delete this one if it is of no use",
         ) from error
-    except ValueError as error:
+    except (ValueError, KeyError, RecursionError) as error:
         raise damaged(file, f"it is not readable as JSON ({error})") from error
     if not intact:
         raise damaged(file, "it does not match its own sha256")
-    if body["version"] != VERSION:
+    if version != VERSION:
         raise CheckpointError(
-            f"{file} has version {body['version']}; this program reads version {VERSION}",
+            f"{file} has version {version}; this program reads version {VERSION}",
             "use the version of kdad_dist that wrote it",
         )
+    try:
+        _BODY.validate_json(raw, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"]))
+        raise damaged(file, f"it says of {place}: {first['msg']}") from None
     outside = [name for name in body["files"] if not re.fullmatch(r"(\w+/)?\.?\w[\w.]*", name)]
     if outside:
         raise damaged(file, f"it names a file outside of its directory, {outside[0]!r}")
@@ -91,7 +124,7 @@ def verify(path: Path, share: int = 0, shares: int = 1, content: bool = True) ->
     """
     files = read_manifest(path)["files"]
     for name in sorted(files)[share::shares]:
-        file, expected = path / name, files[name]
+        file, expected = own_file(path, name), files[name]
         try:
             size = file.stat().st_size
             if size != expected["bytes"]:
@@ -100,6 +133,18 @@ def verify(path: Path, share: int = 0, shares: int = 1, content: bool = True) ->
                 raise damaged(file, "its content does not match its sha256")
         except FileNotFoundError as error:
             raise damaged(file, "it is missing") from error
+
+
+def own_file(path: Path, name: str) -> Path:
+    """A file of a checkpoint, missing perhaps.
+
+    Raises:
+        CheckpointError: it is a link, which may lead anywhere, or a device, which may not end.
+    """
+    file = path / name
+    if file.resolve() != path.resolve() / name or (file.exists() and not file.is_file()):
+        raise damaged(file, "it is a link, folder, pipe or device, not a file of this checkpoint")
+    return file
 
 
 def damaged(file: Path, fault: str) -> CheckpointError:

@@ -26,7 +26,6 @@ LAYERS = (
 DOORWAYS = {
     "accelerate": ("runtime/", "train.py", "score.py"),
     "deepspeed": ("runtime/",),
-    "webdataset": ("data/",),
     "timm": ("models/backbone", "models/mae"),
     "transformers": ("models/hf.py",),
     "loralib": ("models/lora.py",),

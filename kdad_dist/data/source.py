@@ -1,0 +1,78 @@
+"""Files of a shard folder, here or on a web server, that nobody vouches for.
+
+Opened without a shell, by http(s) and as plain files alone, and read no further than expected: a
+server may answer without end or send us elsewhere, and a pipe or device may lie in the folder.
+"""
+
+import errno
+import os
+from collections.abc import Mapping
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from pathlib import Path
+from typing import IO, BinaryIO
+from urllib.error import URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from kdad_dist.errors import DataError
+
+TIMEOUT = 30  # seconds without an answer
+MAX_INDEX = 2**30
+"""Bytes of an index file, beyond which it is not one: some two million samples."""
+
+
+def is_remote(address: str) -> bool:
+    return urlsplit(address).scheme in {"http", "https"}
+
+
+def join(root: str, name: str) -> str:
+    return f"{root.rstrip('/')}/{name}"
+
+
+def fetch(root: str, name: str, most: int = MAX_INDEX) -> bytes:
+    """The whole content of a file of the shard folder.
+
+    Raises:
+        DataError: it cannot be read, or has more than `most` bytes.
+    """
+    where = join(root, name)
+    try:
+        with open_remote(where) if is_remote(root) else open_file(where) as file:
+            content = file.read(most + 1)
+    except (OSError, HTTPException) as error:
+        raise DataError(
+            f"{where} cannot be read: {error}",
+            "give the folder that `kdad pack` wrote, or its http address",
+        ) from None
+    if len(content) > most:
+        raise DataError(f"{where} has more than {most:,} bytes", "copy or pack the shards again")
+    return content
+
+
+def open_file(path: str | Path, buffering: int = -1) -> BinaryIO:
+    """Raises OSError for pipes, which nobody may ever write to, and devices, which may not end."""
+    if not Path(path).is_file() and Path(path).exists():
+        raise OSError(errno.EINVAL, "it is a folder, pipe or device, not a file", os.fspath(path))
+    return open(path, "rb", buffering=buffering)
+
+
+def open_remote(address: str, headers: Mapping[str, str] | None = None) -> HTTPResponse:
+    """The server's answer, of which to read no more than is expected.
+
+    Raises:
+        OSError, HTTPException: there is no such file, no server, or no sense in its answer.
+    """
+    # The address is one of http: `is_remote`, and `_OnlyHttp` for where that leads to.
+    request = Request(address, headers=dict(headers or {}))  # noqa: S310
+    return build_opener(_OnlyHttp).open(request, timeout=TIMEOUT)
+
+
+class _OnlyHttp(HTTPRedirectHandler):
+    """Python's own handler would also go from a web server to ftp."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if not is_remote(newurl):
+            raise URLError(f"the server sends us on to {newurl}, which is not read")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
