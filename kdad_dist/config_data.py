@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from kdad_dist.config_types import CHECKED, Fraction, Name, NonNegative, Positive
+from kdad_dist.config_types import CHECKED, Address, Fraction, Name, NonNegative, Positive
 from kdad_dist.tiling import Tiling
 
 
@@ -25,7 +25,7 @@ class AugmentConfig:
 
 @dataclass(frozen=True, config=CHECKED)
 class DataConfig:
-    shards: str
+    shards: Address
     """Folder, or http address, that `kdad pack` wrote."""
     category: str | list[str] = "all"
     """One category, several, or "all": one model is trained on all of them together."""

@@ -20,7 +20,7 @@ NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 
 
 class Excerpt(Repr):
-    """Shows the beginning of what was found: by aliases, a list may stand for billions of values."""
+    """The beginning of what was found: by aliases, a list may stand for billions of values."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -21,6 +21,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -146,17 +147,30 @@ def read(partial: Path, names: Iterable[str]) -> Iterator[Stored]:
         except OSError:
             content = b""
         if hashlib.sha256(content).hexdigest() != name:
-            raise DataError(f"{partial / PARTS / name} is damaged", "score again")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            said, test, synthetic = (arrays[f"arr_{i}"].tobytes() for i in range(3))
-        found = json.loads(said)
-        yield Stored(
-            Evaluation.unpack(test),
-            Evaluation.unpack(synthetic),
-            found["rows"],
-            [Timing(*timing) for timing in found["timings"]],
-            found["seconds"],
-        )
+            raise _damaged(partial, name)
+        try:
+            part = unpack(content)
+        except (ValueError, LookupError, TypeError, EOFError, OSError, BadZipFile):
+            raise _damaged(partial, name) from None
+        yield part
+
+
+def unpack(content: bytes) -> Stored:
+    """A part from the bytes of its file; damaged ones raise what numpy, zip and JSON raise."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        said, test, synthetic = (arrays[f"arr_{i}"].tobytes() for i in range(3))
+    found = json.loads(said)
+    return Stored(
+        Evaluation.unpack(test),
+        Evaluation.unpack(synthetic),
+        found["rows"],
+        [Timing(*timing) for timing in found["timings"]],
+        found["seconds"],
+    )
+
+
+def _damaged(partial: Path, name: str) -> DataError:
+    return DataError(f"{partial / PARTS / name} is damaged", "score again")
 
 
 def work_of(config: RunConfig, fingerprint: str, trained: Trained) -> dict[str, Any]:

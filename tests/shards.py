@@ -6,10 +6,11 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from numpy.typing import NDArray
 from PIL import Image
@@ -19,13 +20,13 @@ from kdad_dist.data.index import (
     SAMPLES_FILE,
     VERSION,
     Index,
-    Member,
     Sample,
     Shard,
     Split,
     fingerprint,
     sample_line,
 )
+from kdad_dist.data.sample import Member
 from tests.helpers import square_mask, texture
 
 
@@ -72,6 +73,24 @@ def make_shards(
     described["fingerprint"] = fingerprint(described)
     (root / INDEX_FILE).write_text(json.dumps(described))
     return Index.read(str(root))
+
+
+def rewrite(
+    shards: Path,
+    described: Callable[[dict[str, Any]], object] | None = None,
+    samples: Callable[[list[dict[str, Any]]], list[dict[str, Any]]] | None = None,
+) -> None:
+    """Changes the index so that its own hashes still fit."""
+    index = json.loads((shards / INDEX_FILE).read_text())
+    if samples:
+        rows = [json.loads(line) for line in (shards / SAMPLES_FILE).read_text().splitlines()]
+        lines = "".join(json.dumps(row, sort_keys=True) + "\n" for row in samples(rows)).encode()
+        (shards / SAMPLES_FILE).write_bytes(lines)
+        index["samples_sha256"] = hashlib.sha256(lines).hexdigest()
+    if described:
+        described(index)
+    index["fingerprint"] = fingerprint(index)
+    (shards / INDEX_FILE).write_text(json.dumps(index))
 
 
 def _write_shard(path: Path, split: Split, numbers: range, shape: tuple[int, int]) -> list[Sample]:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kdad_dist.data.labels import as_classes, as_normal, held_out_keys
-from kdad_dist.data.sample import Count, Member, Part, Sample, Split
+from kdad_dist.data.sample import Count, Part, Sample, Split
 from kdad_dist.data.source import fetch, join
 from kdad_dist.errors import ConfigError, DataError
 

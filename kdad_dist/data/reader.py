@@ -7,7 +7,7 @@ from collections import OrderedDict
 from http.client import HTTPException
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +20,8 @@ from kdad_dist.data.image import (
     resize_image,
     resize_mask,
 )
-from kdad_dist.data.index import INDEX_FILE, Member, Sample, parse_index
+from kdad_dist.data.index import INDEX_FILE, Sample, parse_index
+from kdad_dist.data.sample import Member
 from kdad_dist.data.source import fetch, is_remote, join, open_file, open_remote
 from kdad_dist.errors import ConfigError, DataError
 
@@ -141,7 +142,7 @@ class OpenFiles:
 
 def check_root(root: str) -> None:
     """Refuses addresses that are neither folders nor http(s), such as `pipe:` and `s3:`."""
-    if is_remote(root) or not urlsplit(root).scheme or Path(root).exists():
+    if is_remote(root) or ":" not in root.partition("/")[0] or Path(root).exists():
         return
     raise ConfigError(
         f"data.shards is {root!r}: only folders and http(s) addresses are read",

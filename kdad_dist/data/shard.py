@@ -25,9 +25,10 @@ from kdad_dist.data.image import (
     resize_mask,
     resized,
 )
-from kdad_dist.data.index import Member, Sample, Shard, Split, parse_sample
+from kdad_dist.data.index import Sample, Shard, Split, parse_sample
 from kdad_dist.data.partition import ShardPlan
 from kdad_dist.data.records import Record
+from kdad_dist.data.sample import Member
 from kdad_dist.errors import DataError
 from kdad_dist.files import write_bytes
 

@@ -11,7 +11,6 @@ from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path
 from typing import IO, BinaryIO
 from urllib.error import URLError
-from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kdad_dist.errors import DataError
@@ -22,7 +21,7 @@ MAX_INDEX = 2**30
 
 
 def is_remote(address: str) -> bool:
-    return urlsplit(address).scheme in {"http", "https"}
+    return address.lower().startswith(("http://", "https://"))
 
 
 def join(root: str, name: str) -> str:
@@ -63,8 +62,11 @@ def open_remote(address: str, headers: Mapping[str, str] | None = None) -> HTTPR
         OSError, HTTPException: there is no such file, no server, or no sense in its answer.
     """
     # The address is one of http: `is_remote`, and `_OnlyHttp` for where that leads to.
-    request = Request(address, headers=dict(headers or {}))  # noqa: S310
-    return build_opener(_OnlyHttp).open(request, timeout=TIMEOUT)
+    try:
+        request = Request(address, headers=dict(headers or {}))  # noqa: S310
+        return build_opener(_OnlyHttp).open(request, timeout=TIMEOUT)
+    except ValueError as error:
+        raise URLError(f"{address} is no address: {error}") from None
 
 
 class _OnlyHttp(HTTPRedirectHandler):

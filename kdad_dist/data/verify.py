@@ -11,15 +11,8 @@ from io import BytesIO
 from pathlib import Path
 
 from kdad_dist.data.image import decode_image, decode_mask
-from kdad_dist.data.index import (
-    INDEX_FILE,
-    Index,
-    Member,
-    Sample,
-    Shard,
-    count,
-    parse_index,
-)
+from kdad_dist.data.index import INDEX_FILE, Index, Sample, Shard, count, parse_index
+from kdad_dist.data.sample import Member
 from kdad_dist.data.shard import PARTIAL, facts
 from kdad_dist.data.source import fetch, is_remote
 from kdad_dist.errors import DataError

@@ -16,7 +16,7 @@ from kdad_dist.config_methods import VitTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.tokens import Colours, Form, TokenNet, Tokens, check_layers
-from kdad_dist.models.weights import fetch, listed
+from kdad_dist.models.weights import UNPICKLING, fetch, listed
 
 KEY = "method.teacher.backbone"
 SETTINGS, COLOURS = "config.json", "preprocessor_config.json"
@@ -139,7 +139,7 @@ def pretrained(model: Any, folder: Path) -> Any:
     """The network with the folder's weights, of which none may be missing but a pooler's."""
     try:
         network, found = model.from_pretrained(folder, output_loading_info=True, **NO_CODE)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError, *UNPICKLING) as error:
         raise WeightsError(
             f"the weights in {folder} cannot be read: {str(error).splitlines()[0]}",
             f"it needs {' or '.join(WEIGHTS)}, made for its {SETTINGS}",

@@ -10,7 +10,6 @@ from kdad_dist.data.index import (
     INDEX_FILE,
     SAMPLES_FILE,
     Index,
-    Member,
     Sample,
     Shard,
     Split,
@@ -20,6 +19,7 @@ from kdad_dist.data.index import (
     parse_sample,
     sample_line,
 )
+from kdad_dist.data.sample import Member
 from kdad_dist.errors import ConfigError, DataError
 
 MEMBER = Member("png", 512, 3, "0" * 64)

@@ -1,7 +1,6 @@
 """Whatever is wrong with a shard folder is found, and named."""
 
 import hashlib
-import json
 import shutil
 import tarfile
 import threading
@@ -16,14 +15,12 @@ from kdad_dist.data.index import (
     SAMPLES_FILE,
     Index,
     Sample,
-    fingerprint,
-    parse_sample,
-    sample_line,
 )
 from kdad_dist.data.shard import PARTIAL
 from kdad_dist.data.verify import verify
 from kdad_dist.data.writer import pack
 from tests.helpers import make_mvtec
+from tests.shards import rewrite
 
 
 @pytest.fixture(scope="module")
@@ -44,21 +41,6 @@ def flip(file: Path, position: int) -> None:
     data = bytearray(file.read_bytes())
     data[position] ^= 1
     file.write_bytes(data)
-
-
-def rewrite(shards: Path, described=None, samples=None) -> None:
-    """Changes the index so that its own hashes still fit."""
-    index = json.loads((shards / INDEX_FILE).read_text())
-    if samples:
-        rows = [json.loads(line) for line in (shards / SAMPLES_FILE).read_text().splitlines()]
-        rows = samples(rows)
-        lines = "".join(sample_line(parse_sample(row)) for row in rows).encode()
-        (shards / SAMPLES_FILE).write_bytes(lines)
-        index["samples_sha256"] = hashlib.sha256(lines).hexdigest()
-    if described:
-        described(index)
-    index["fingerprint"] = fingerprint(index)
-    (shards / INDEX_FILE).write_text(json.dumps(index))
 
 
 def defective(shards: Path) -> Sample:
