@@ -73,6 +73,9 @@ def score(
     out: Annotated[
         Path | None, typer.Option(help="With --images: where to write (RUN/predictions).")
     ] = None,
+    both: Annotated[
+        bool, typer.Option("--both", help="The last checkpoint too, beside the selected one.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score the test split of a run's data, or new images."""
@@ -83,6 +86,8 @@ def score(
     more = [] if shards is None else [f"data.shards={json.dumps(shards)}"]
     config = load_run(run, [*(overrides or []), *more])
     if images:
+        if both:
+            raise UsageError("--both is of the test split", "leave it out with --images")
         with StopRequest(config.directory).heeded() as stop:
             from kdad_dist.predict import predict
 
@@ -97,9 +102,10 @@ def score(
     from kdad_dist.runtime.rundir import metrics_file, other_data
 
     with StopRequest(config.directory).heeded() as stop:
-        from kdad_dist.score import score as score_run
+        from kdad_dist.score import score as score_one
+        from kdad_dist.score_both import score_both
 
-        metrics = score_run(config, stop)
+        metrics = (score_both if both else score_one)(config, stop)
     if metrics:
         after = "" if other_data(config) else f"\nnext: kdad report {run}"
         done = f"{table(metrics)}\n\n{speed(metrics['provenance'])}"

@@ -1,6 +1,5 @@
-"""The verb that runs one configuration over many classes."""
+"""The verb that runs one configuration over many classes, or in many variants."""
 
-import shlex
 from typing import Annotated
 
 import typer
@@ -17,6 +16,10 @@ def sweep(
         list[str] | None,
         typer.Option(help="Classes, with commas between; may be repeated. All where not given."),
     ] = None,
+    variants: Annotated[
+        str | None,
+        typer.Option(help="Instead of classes: a YAML file of variants, or a shipped one's name."),
+    ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each class, seeds counted up.")] = 1,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once: here 1, under SLURM as many as fit.")
@@ -26,21 +29,29 @@ def sweep(
         list[str] | None, typer.Option(help="With --slurm: an option of sbatch; may be repeated.")
     ] = None,
     table: Annotated[
-        bool, typer.Option("--table", help="Only write the table of what is there.")
+        bool, typer.Option("--table", help="Only write the table and page of what is there.")
     ] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only show what would be started.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Train, score and report one run per class (and seed), and put them into one table."""
+    """Train, score and report one run per class or variant (and seed); put them into one table."""
     from kdad_dist import sweep_local, sweep_slurm
-    from kdad_dist.sweep import plan
-    from kdad_dist.sweep_table import as_markdown, write_table
+    from kdad_dist.sweep_page import result, write_page
+    from kdad_dist.sweep_plan import plan, plan_variants
 
     if sbatch and not slurm:
         raise UsageError("--sbatch goes with --slurm", "add --slurm, or leave it out")
-    planned = plan(config, overrides or [], categories or ["all"], seeds)
+    if variants and categories:
+        raise UsageError(
+            "--variants and --categories exclude each other",
+            "choose the class of all variants with data.category=... or data.normal_class=...",
+        )
+    if variants:
+        planned = plan_variants(config, overrides or [], variants, seeds)
+    else:
+        planned = plan(config, overrides or [], categories or ["all"], seeds)
     if slurm and not table:
         submitted = sweep_slurm.submit(planned, jobs, sbatch or [], dry_run)
         say(submitted.text())
@@ -48,14 +59,13 @@ def sweep(
             answer(submitted.facts())
         return
     if dry_run:
-        todo = {job.run.name: sweep_local.commands(job) for job in planned.left()}
-        say("\n".join(shlex.join(command) for words in todo.values() for command in words))
+        say(sweep_local.told(planned))
         if as_json:
-            answer(todo)
+            answer({job.run.name: sweep_local.commands(job) for job in planned.left()})
         return
     outcomes = [] if table else sweep_local.run_all(planned, jobs or 1)
-    found = write_table(planned)
-    say(f"{as_markdown(found)}\ntable: {planned.directory / 'table.md'}")
+    found = write_page(planned)
+    say(result(planned, found))
     if as_json:
         answer(found)
     sweep_local.refuse_failures(outcomes)

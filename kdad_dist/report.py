@@ -11,13 +11,13 @@ from pathlib import Path
 import jinja2
 
 from kdad_dist import report_charts as charts
-from kdad_dist.errors import DataError
-from kdad_dist.files import write_text
+from kdad_dist.files import write_text, writing
 from kdad_dist.pictures import ANCHORS
 from kdad_dist.report_charts import Chart
 from kdad_dist.report_data import METRICS, Example, Figures, RunFiles, Score, Threshold, read_run
 from kdad_dist.report_explained import evidence
 from kdad_dist.report_pictures import Panels, panels
+from kdad_dist.report_png import FIGURES, write_pngs
 from kdad_dist.report_tables import (
     decisions,
     duration,
@@ -93,24 +93,35 @@ class Category:
     """Of the anomaly maps, from 0."""
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, png: bool = False) -> Path:
     """Writes RUN/report.html and returns its path.
+
+    Args:
+        png: write the charts into RUN/figures too.
 
     Raises:
         UsageError: the directory holds no run.
         DataError: a file of the run is damaged, or the page cannot be written.
     """
-    page = render(read_run(run))
-    path = run / "report.html"
-    try:
+    found = read_run(run)
+    page, path = render(found), run / "report.html"
+    with writing(run):
         write_text(path, page)
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error}", "make room or rights for it") from None
+        if png:
+            write_pngs(drawings(found), run / FIGURES)
     return path
 
 
-def render(files: RunFiles) -> str:
-    """The page, as HTML."""
+def drawings(files: RunFiles) -> dict[str, Chart]:
+    """The charts of the page, by the names of their files."""
+    charts: dict[str, Chart | str] = {"loss": loss(files)}
+    for place, part in enumerate(categories(files), 1):
+        charts |= {f"{kind}-{place}": getattr(part, kind) for kind in ("scores", "roc", "pro")}
+    return {name: chart for name, chart in charts.items() if isinstance(chart, Chart)}
+
+
+def template(name: str) -> jinja2.Template:
+    """A page to be filled in; whatever is filled in is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
@@ -125,9 +136,14 @@ def render(files: RunFiles) -> str:
         "moment": moment,
         "latency": latency,
     }
+    return environment.get_template(name)
+
+
+def render(files: RunFiles) -> str:
+    """The page, as HTML."""
     rows, notes = table(files)
     scored = files.metrics
-    return environment.get_template("report.html.j2").render(
+    return template("report.html.j2").render(
         run=files,
         metrics=METRICS,
         headline=headline(files),

@@ -182,7 +182,7 @@ def read_run(run: Path) -> RunFiles:
         )
     config_text = _text(path)
     config = _config(path, config_text)
-    log, unread = _log(run / "metrics.jsonl")
+    log, unread = read_log(run / "metrics.jsonl")
     best, last = run / "metrics.json", run / "metrics-last.json"
     only_last = last.is_file() and not best.is_file()
     scores = run / ("scores-last" if only_last else "scores")
@@ -249,7 +249,7 @@ def _scores(path: Path) -> list[Score]:
         raise _damaged(path, error) from None
 
 
-def _log(path: Path) -> tuple[list[dict[str, Any]], int]:
+def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Newest line of each step and kind (a resumed run repeats steps), and the unreadable ones."""
     if not path.is_file():
         return [], 0

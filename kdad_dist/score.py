@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import closing
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -116,42 +116,54 @@ def score(config: RunConfig, request: StopRequest) -> dict[str, Any]:
         CheckpointError: the run holds no sound checkpoint.
         Preempted: it was asked to stop; results are what they were, and what was done is kept.
     """
+    with begun(config) as here:
+        return score_one(config, request, here)
+
+
+@contextmanager
+def begun(config: RunConfig) -> Iterator[Session]:
+    """The processes of the launch, none of which heeds what an earlier scoring was asked."""
     launch.check_precision("score.precision", config.score.precision)
     with session.start(timeout_minutes=config.train.timeout_minutes) as here:
-        index, units = shared(lambda: plan(config))
         run = config.directory
         write(run, lambda: forget_requests(run) if here.is_main else None)
-        with filled(shared(lambda: scores_folder(config)), here, KEPT, f"{PARTS}/*") as partial:
-            stop = Stop(request, partial, "scoring", "goes on with the images that are left")
-            trained = restore(config)
-            method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
-            reader = ShardReader(config.data.shards, config.data.image_size)
-            reading = (method, config.score, config.data.tiling)
-            scorer = Scorer(config, [Readout(*reading)], reader, here.device)
-            started = time.monotonic()
-            before = resumed(config, index, trained, units, partial, here)
-            if config.score.standardise:
-                standards = standards_of(scorer, units, stop, here)
-                readouts = [Readout(*reading, standard) for standard in standards]
-                scorer = replace(scorer, readouts=readouts)
-                facts = (standards[NEW], config, trained.step)
-                write(partial, lambda: save_standard(partial, *facts) if here.is_main else None)
-            left = [number for number in range(len(units)) if number not in before.units]
-            parts = write(partial, lambda: run_units(scorer, units, left, partial, stop, here))
-            names = sum(gathered(parts), before.names)
-            seconds = before.seconds + time.monotonic() - started
+        yield here
 
-            def finish() -> dict[str, Any]:
-                found = concluded(scorer, units, partial, read(partial, names), stop, here)
-                forget(partial)
-                made = provenance(config, trained, found.timings, seconds, here.world)
-                return found.metrics | {"provenance": {"fingerprint": index.fingerprint, **made}}
 
-            metrics = write(partial, lambda: finish() if here.is_main else {})
-        file = metrics_file(config)
-        write(file, lambda: files.write_json(file, metrics) if here.is_main else None)
-        if here.is_main:
-            send_scores(config, metrics)
+def score_one(config: RunConfig, request: StopRequest, here: Session) -> dict[str, Any]:
+    """Scores the checkpoint that `score.checkpoint` names."""
+    index, units = shared(lambda: plan(config))
+    with filled(shared(lambda: scores_folder(config)), here, KEPT, f"{PARTS}/*") as partial:
+        stop = Stop(request, partial, "scoring", "goes on with the images that are left")
+        trained = restore(config)
+        method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
+        reader = ShardReader(config.data.shards, config.data.image_size)
+        reading = (method, config.score, config.data.tiling)
+        scorer = Scorer(config, [Readout(*reading)], reader, here.device)
+        started = time.monotonic()
+        before = resumed(config, index, trained, units, partial, here)
+        if config.score.standardise:
+            standards = standards_of(scorer, units, stop, here)
+            readouts = [Readout(*reading, standard) for standard in standards]
+            scorer = replace(scorer, readouts=readouts)
+            facts = (standards[NEW], config, trained.step)
+            write(partial, lambda: save_standard(partial, *facts) if here.is_main else None)
+        left = [number for number in range(len(units)) if number not in before.units]
+        parts = write(partial, lambda: run_units(scorer, units, left, partial, stop, here))
+        names = sum(gathered(parts), before.names)
+        seconds = before.seconds + time.monotonic() - started
+
+        def finish() -> dict[str, Any]:
+            found = concluded(scorer, units, partial, read(partial, names), stop, here)
+            forget(partial)
+            made = provenance(config, trained, found.timings, seconds, here.world)
+            return found.metrics | {"provenance": {"fingerprint": index.fingerprint, **made}}
+
+        metrics = write(partial, lambda: finish() if here.is_main else {})
+    file = metrics_file(config)
+    write(file, lambda: files.write_json(file, metrics) if here.is_main else None)
+    if here.is_main:
+        send_scores(config, metrics)
     return metrics
 
 

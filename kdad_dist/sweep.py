@@ -1,30 +1,35 @@
-"""One configuration over many classes: the runs of a sweep, and what is left to do of each.
+"""One configuration over many classes, or in many variants: the runs of a sweep, and what is left
+to do of each.
 
 `runs/NAME/` holds, for each run, `CLASS/` (the run itself), `CLASS.yaml` (what it is started with)
-and `CLASS.log` (what it said); further seeds stand beside it as `CLASS-seed1` and so on. Nothing
-else is remembered: what is left to do follows from the runs themselves.
+and `CLASS.log` (what it said); further seeds stand beside it as `CLASS-seed1` and so on. What is
+left to do follows from the runs themselves.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal
 
 from kdad_dist import files
-from kdad_dist.config import RunConfig, changed_keys, dump, load, load_run
-from kdad_dist.data.index import Index, Split
-from kdad_dist.errors import ConfigError, KdadError, UsageError
-from kdad_dist.runtime.rundir import CONFIG_FILE, SWEEP_FILE, last_words, metrics_file
+from kdad_dist.config import RunConfig, changed_keys, dump, load_run
+from kdad_dist.runtime.rundir import CONFIG_FILE, SWEEP_FILE, last_words
+from kdad_dist.sweep_published import Published
 
 SCORED, NOT_SCORED, NOT_STARTED = "scored", "not scored", "not started"
+KINDS = {"selected": "metrics.json", "final": "metrics-last.json"}
+"""Whose figures stand in the table, and the files of a run that hold them."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run of a sweep: one class, one seed."""
+    """One run of a sweep: one class or variant, one seed."""
 
-    category: str
+    name: str
     config: RunConfig
+    needs: tuple["Job", ...] = ()
+    """The runs that this one starts from, of the same seed."""
 
     @property
     def run(self) -> Path:
@@ -46,35 +51,65 @@ class Job:
         state = files.read_json(self.run / "status.json").get("state", NOT_STARTED)
         if state != "finished":
             return state
-        return SCORED if self.is_scored() else NOT_SCORED
+        return SCORED if self.figures().keys() == KINDS.keys() else NOT_SCORED
+
+    def reason(self) -> str | None:
+        """Why the run is not scored, as far as is known."""
+        state = self.state()
+        if state in (SCORED, "running", "preempted"):
+            return None
+        waits = self.waits_for() if state == NOT_STARTED else []
+        return (
+            " and ".join(f"{need.name} {need.fate()}" for need in waits)
+            or self.last_words()
+            or files.read_json(self.run / "status.json").get("reason")
+            or "".join(f"only its {kind} checkpoint is" for kind in self.figures())
+            or None
+        )
+
+    def waits_for(self) -> list["Job"]:
+        """The needed runs that are not trained."""
+        return [need for need in self.needs if need.state() not in (SCORED, NOT_SCORED)]
+
+    def fate(self) -> str:
+        """What became of a run that others wait for."""
+        state = self.state()
+        if state == NOT_STARTED:  # unless it said why it could not
+            return "failed" if self.reason() else state
+        return state if state == "failed" else f"is {state}"
 
     def last_words(self) -> str | None:
         """Why the last command failed, in its own words; None where it has not said so."""
         return last_words(self.log)
 
-    def is_scored(self) -> bool:
-        """Whether the figures of the run are those of its configuration as it is now."""
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """By kind, what was measured of the run as it is, for its configuration as it is now."""
         try:
-            noted = load_run(self.run)
-            metrics = metrics_file(self.config)
+            started = (self.run / CONFIG_FILE).stat().st_mtime_ns
             # A start of the training notes its configuration anew.
-            is_newer = metrics.stat().st_mtime_ns > (self.run / CONFIG_FILE).stat().st_mtime_ns
-        except (OSError, KdadError):
-            return False
-        return (
-            is_newer
-            and not changed_keys(noted, self.config)
-            and (noted.score, noted.method) == (self.config.score, self.config.method)
-        )
+            if any((need.run / CONFIG_FILE).stat().st_mtime_ns > started for need in self.needs):
+                return {}
+            there = {kind: self.run / name for kind, name in KINDS.items()}
+            new = {k: f for k, f in there.items() if f.is_file() and f.stat().st_mtime_ns > started}
+            found = {kind: json.loads(file.read_bytes()) for kind, file in new.items()}
+            noted = load_run(self.run) if found else self.config
+        except (OSError, ValueError):  # also of a file that is no longer sound
+            return {}
+        same = (noted.score, noted.method) == (self.config.score, self.config.method)
+        return found if same and not changed_keys(noted, self.config) else {}
 
 
 @dataclass(frozen=True)
 class Sweep:
     base: RunConfig
-    categories: tuple[str, ...]
+    names: tuple[str, ...]
+    """Of the classes or variants, in the order of the table."""
     seeds: int
     jobs: tuple[Job, ...]
     """The first seed of every class, then the second of every class, and so on."""
+    rows: Literal["class", "variant"] = "class"
+    published: Mapping[str, Mapping[str, Published]] = field(default_factory=dict)
+    """What others publish: by class or variant, then by metric."""
 
     @property
     def directory(self) -> Path:
@@ -96,86 +131,15 @@ class Sweep:
                 files.write_text(job.file, dump(job.config))
 
 
-def plan(config: str, overrides: Sequence[str], asked: Sequence[str], seeds: int) -> Sweep:
-    """The runs of a sweep, every configuration checked.
+def stages(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs in the order in which they can be started: what needs none of the others first."""
+    runs = {job.run for job in jobs}
 
-    Args:
-        asked: "all", and names of classes, several in a word with commas between.
-        seeds: how many, counted up from the configuration's own.
+    def depth(job: Job) -> int:
+        return max((1 + depth(need) for need in job.needs if need.run in runs), default=0)
 
-    Raises:
-        ConfigError: the configuration is wrong, or the data hold no such class.
-        DataError: the shards have no sound index.
-        UsageError: the directory of the sweep is that of a run.
-    """
-    base = load(config, overrides)
-    if (base.directory / CONFIG_FILE).is_file():
-        raise UsageError(
-            f"{base.directory} is the directory of a run, and a sweep keeps its runs in one of "
-            "its own",
-            "give the sweep another `name` (or `output`)",
-        )
-    index = Index.read(base.data.shards)
-    is_classes = index.layout == "classes"
-    known = (
-        {sample.class_name or "" for sample in index.samples if sample.split is Split.TRAIN}
-        if is_classes
-        else index.categories
-    )
-    categories = choose(asked, sorted(known), base.data.shards)
-    jobs = []
-    for number in range(seeds):
-        for category in categories:
-            stem = folder(category) + (f"-seed{base.seed + number}" if number else "")
-            own = {
-                "data.normal_class" if is_classes else "data.category": category,
-                "name": f"{base.name}-{stem}",
-                "output": str(base.directory / stem),
-                "seed": base.seed + number,
-                "track.group": base.track.group or base.name,
-            }
-            words = [f"{key}={json.dumps(value)}" for key, value in own.items()]
-            jobs.append(Job(category, load(config, [*overrides, *words])))
-    refuse_twins(jobs)
-    return Sweep(base, categories, seeds, tuple(jobs))
-
-
-def choose(asked: Sequence[str], known: Sequence[str], shards: str) -> tuple[str, ...]:
-    """The classes that the words of `--categories` name, in their order.
-
-    Raises:
-        ConfigError: some of them are unknown.
-    """
-    names: list[str] = []
-    for word in asked:
-        parts = [word] if word in known else [part.strip() for part in word.split(",")]
-        names += known if word == "all" else parts
-    unknown = sorted(set(names) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"--categories names {', '.join(map(repr, unknown))}, which {shards} does not hold",
-            f"choose from: {', '.join(known)}",
-        )
-    return tuple(dict.fromkeys(names))
-
-
-def folder(category: str) -> str:
-    """The class as the name of a folder: nearly always itself."""
-    name = category.replace("%", "%25").replace("/", "%2F")
-    if name.startswith(".") or f"{name}.yaml" == SWEEP_FILE:  # hidden, above, or our own file
-        return f"%{ord(name[0]):02X}{name[1:]}"
-    return name
-
-
-def refuse_twins(jobs: Sequence[Job]) -> None:
-    """Raises:
-    ConfigError: a class is called as another one's further seed.
-    """
-    runs = [job.run for job in jobs]
-    twins = [job for job in jobs if runs.count(job.run) > 1]
-    if twins:
-        raise ConfigError(
-            f"two runs of the sweep would share {twins[0].run}: the class {twins[0].category!r} "
-            f"and a further seed of {twins[1].category!r}, or the reverse",
-            "sweep over one of them in a sweep of another `name`",
-        )
+    depths = [depth(job) for job in jobs]
+    return [
+        [job for job, at in zip(jobs, depths, strict=True) if at == stage]
+        for stage in range(max(depths, default=-1) + 1)
+    ]

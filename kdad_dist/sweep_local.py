@@ -12,7 +12,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from pathlib import Path
 from queue import SimpleQueue
 from signal import Signals
 from threading import Event
@@ -24,7 +23,7 @@ from kdad_dist import files
 from kdad_dist.errors import KdadError, Preempted
 from kdad_dist.runtime.rundir import COMMAND
 from kdad_dist.runtime.stopping import PREEMPT_FILE, StopRequest, forget_requests
-from kdad_dist.sweep import Job, Sweep
+from kdad_dist.sweep import Job, Sweep, stages
 from kdad_dist.sweep_table import write_table
 
 log = logging.getLogger(__name__)
@@ -55,14 +54,16 @@ class Runner:
             self.free.put(environment)
 
     def __call__(self, job: Job) -> Outcome:
+        if waits := job.waits_for():
+            go_on = all(need.state() == "preempted" for need in waits)
+            return Outcome(job, Preempted.exit_code if go_on else 1, job.reason() or "")
         environment = self.free.get()
         try:
             with (
                 files.writing(job.log),
                 job.log.open("a", encoding="utf-8", errors="backslashreplace") as messages,
             ):
-                for command in commands(job):
-                    verb = Path(command[-2]).stem
+                for verb, command in commands(job).items():
                     # A report takes a moment; a run that is scored counts as done.
                     if self.stopping.is_set() and verb != "report":
                         return Outcome(job, Preempted.exit_code)
@@ -115,14 +116,17 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
         sweep.directory.mkdir(parents=True, exist_ok=True)
     with files.exclusive(sweep.directory):
         sweep.write(left)
+        write_table(sweep)
         forget_requests(sweep.directory)
         stop = StopRequest(sweep.directory)
         with ThreadPoolExecutor(at_once) as pool, stop.heeded(), stop.heeding_interrupts():
             try:
-                for outcome in completed([pool.submit(runner, job) for job in left], stop, runner):
-                    outcomes.append(outcome)
-                    tell(outcome)
-                    write_table(sweep)
+                for stage in stages(left):
+                    begun = [pool.submit(runner, job) for job in stage]
+                    for outcome in completed(begun, stop, runner):
+                        outcomes.append(outcome)
+                        tell(outcome)
+                        write_table(sweep)
             except BaseException:
                 runner.stopping.set()
                 runner.ending.set()
@@ -147,14 +151,29 @@ def completed(
         yield from (future.result() for future in ended)
 
 
-def commands(job: Job) -> list[list[str]]:
-    """What is run for a job; the verb and what it is about are the last two words of each."""
+def commands(job: Job) -> dict[str, list[str]]:
+    """What is run for a job, by the verbs."""
     python = [sys.executable, "-m", "kdad_dist"]
     train, score = [*python, "train"], [*python, "score"]
     if any(name in os.environ for name in LAUNCHED):
         launch = files.shipped("launch")
         train, score = [str(launch / "train.sh")], [str(launch / "score.sh")]
-    return [[*train, str(job.file)], [*score, str(job.run)], [*python, "report", str(job.run)]]
+    return {
+        "train": [*train, str(job.file)],
+        "score": [*score, str(job.run), "--both"],
+        "report": [*python, "report", str(job.run)],
+    }
+
+
+def told(sweep: Sweep) -> str:
+    """What would be started, for a person: the commands of each run that is not done."""
+    done = len(sweep.jobs) - len(sweep.left())
+    lines = [f"{done} of {len(sweep.jobs)} runs are done"]
+    for job in (job for stage in stages(sweep.left()) for job in stage):
+        after = ", ".join(need.run.name for need in job.needs)
+        lines.append(f"\n{job.run.name} ({job.state()}){f', after {after}' if after else ''}:")
+        lines += [f"  {shlex.join(command)}" for command in commands(job).values()]
+    return "\n".join(lines)
 
 
 def tell(outcome: Outcome) -> None:

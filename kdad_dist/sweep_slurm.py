@@ -1,17 +1,18 @@
-"""The runs of a sweep as a SLURM array: one task for each run that is not done."""
+"""The runs of a sweep as SLURM arrays: one task for each run that is not done."""
 
 import os
 import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from kdad_dist import files
 from kdad_dist.errors import KdadError, UsageError
-from kdad_dist.runtime.rundir import SWEEP_FILE
-from kdad_dist.sweep import Sweep
+from kdad_dist.sweep import Job, Sweep, stages
+from kdad_dist.sweep_table import write_table
 
 ARRAY, COLLECT = "sweep.sbatch", "collect.sbatch"
 
@@ -20,26 +21,29 @@ ARRAY, COLLECT = "sweep.sbatch", "collect.sbatch"
 class Submission:
     """What SLURM was told, or would be."""
 
-    script: str
-    """The content of the array's script."""
-    array: list[str]
-    """The command that submits it."""
-    collect: list[str]
-    """The command that submits the job which writes the table when the array has ended."""
-    jobs: list[str]
-    """The ids of both, none after a dry run."""
+    scripts: dict[str, str] = field(default_factory=dict)
+    """Their names and contents."""
+    arrays: list[list[str]] = field(default_factory=list)
+    """The commands that submit the runs: one, or one for all that wait for the same runs."""
+    collect: list[str] = field(default_factory=list)
+    """The command that submits the job which writes the table when all have ended."""
+    jobs: list[str] = field(default_factory=list)
+    """The ids of all of these, none after a dry run."""
 
     def facts(self) -> dict[str, Any]:
         return asdict(self)
 
     def text(self) -> str:
         """For a person."""
-        if not self.array:
+        if not self.arrays:
             return "every run is done already; --table writes the table"
         if self.jobs:
-            array, collect = self.jobs
-            return f"submitted: array {array}, and {collect} for the table once it has ended"
-        return f"{self.script}\n{shlex.join(self.array)}\n{shlex.join(self.collect)}"
+            *arrays, collect = self.jobs
+            named = f"array{'s' * (len(arrays) > 1)} {', '.join(arrays)}"
+            return f"submitted: {named}, and {collect} for the table once all have ended"
+        lines = [f"# {name}:\n\n{text}" for name, text in self.scripts.items()]
+        lines += ["# Submitted by:\n", *map(shlex.join, [*self.arrays, self.collect])]
+        return "\n".join(lines)
 
 
 def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: bool) -> Submission:
@@ -48,8 +52,8 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
     Every word stands by itself in an argument list, from here to the task: no shell reads a name.
 
     Args:
-        at_once: largest number of tasks under way; None: as many as the cluster gives.
-        options: of sbatch, for both jobs.
+        at_once: largest number of tasks of an array under way; None: as many as the cluster gives.
+        options: of sbatch, for all jobs.
 
     Raises:
         DataError: the directory cannot be written.
@@ -58,44 +62,62 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
     """
     left, directory = sweep.left(), sweep.directory
     if not left:
-        return Submission("", [], [], [])
+        return Submission()
     scripts = {
         name: (files.shipped("slurm") / name).read_text(encoding="utf-8")
         for name in (ARRAY, COLLECT)
     }
+    if not dry_run:
+        sweep.write(left)
+        write_table(sweep)
+        with files.writing(directory):
+            for name, text in scripts.items():
+                files.write_text(directory / name, text)
     limit = "" if at_once is None else f"%{at_once}"
     logs = str(directory).replace("%", "%%")  # elsewhere in --output, % is a pattern
-    common = ["sbatch", "--parsable", f"--job-name={sweep.base.name}"]
-    array = [
+    common = ["sbatch", "--parsable", f"--job-name={sweep.base.name}", *options]
+    arrays: list[list[str]] = []
+    numbers: list[str] = []
+    tasks: dict[Path, str] = {}
+
+    def submitted(command: list[str]) -> str:
+        return f"ARRAY{len(arrays)}" if dry_run else sbatch(command)
+
+    for group in groups(left):
+        after = [tasks[need.run] for need in group[0].needs if need.run in tasks]
+        # Without the second, what waits for a run that failed would stay in the queue for ever.
+        waits = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+        arrays.append(
+            [
+                *common,
+                f"--output={logs}/slurm-%A_%a.log",
+                f"--array=0-{len(group) - 1}{limit}",
+                *(waits if after else []),
+                str(directory / ARRAY),
+                *(str(job.file) for job in group),
+            ]
+        )
+        numbers.append(submitted(arrays[-1]))
+        tasks |= {job.run: f"{numbers[-1]}_{i}" for i, job in enumerate(group)}
+    collect = [
         *common,
-        f"--output={logs}/slurm-%A_%a.log",
-        f"--array=0-{len(left) - 1}{limit}",
-        *options,
-        str(directory / ARRAY),
-        *(str(job.file) for job in left),
+        f"--output={logs}/slurm-%j.log",
+        f"--dependency=afterany:{':'.join(numbers)}",
+        str(directory / COLLECT),
+        str(directory),
     ]
+    jobs = [] if dry_run else [*numbers, sbatch(collect)]
+    return Submission(scripts, arrays, collect, jobs)
 
-    def collect(after: str) -> list[str]:
-        return [
-            *common,
-            f"--output={logs}/slurm-%j.log",
-            *options,
-            f"--dependency=afterany:{after}",
-            str(directory / COLLECT),
-            str(directory / SWEEP_FILE),
-            *(f"--categories={name}" for name in sweep.categories),
-            f"--seeds={sweep.seeds}",
-        ]
 
-    if dry_run:
-        return Submission(scripts[ARRAY], array, collect("ARRAY"), [])
-    sweep.write(left)
-    with files.writing(directory):
-        for name, text in scripts.items():
-            files.write_text(directory / name, text)
-    first = sbatch(array)
-    last = collect(first)
-    return Submission(scripts[ARRAY], array, last, [first, sbatch(last)])
+def groups(left: Sequence[Job]) -> list[list[Job]]:
+    """The jobs that can be one array, since they wait for the same runs; in a possible order."""
+    found: dict[tuple[int, frozenset[Path]], list[Job]] = {}
+    for number, stage in enumerate(stages(left)):
+        for job in stage:
+            key = number, frozenset(need.run for need in job.needs)
+            found.setdefault(key, []).append(job)
+    return list(found.values())
 
 
 def sbatch(command: Sequence[str]) -> str:

@@ -1,18 +1,20 @@
-"""The table of a sweep: every class with mean and deviation over its seeds, at any time."""
+"""The figures of a sweep: every class or variant over its seeds, beside what is published."""
 
-import csv
-import io
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean, stdev
 from typing import Any
 
 from kdad_dist import files
 from kdad_dist.report_text import COLUMNS
-from kdad_dist.runtime.rundir import metrics_file
-from kdad_dist.sweep import NOT_SCORED, NOT_STARTED, SCORED, Job, Sweep
+from kdad_dist.sweep import KINDS, SCORED, Job, Sweep
+from kdad_dist.sweep_text import as_csv, as_markdown
 
 Table = dict[str, Any]
+Found = Mapping[str, Mapping[tuple[str, int], Table]]
+"""By kind, then by class (or variant) and seed: mean figures of a run."""
+MISSING = ("category", "seed", "state", "reason")
+FILE = "table.json"
 
 
 def write_table(sweep: Sweep) -> Table:
@@ -24,7 +26,7 @@ def write_table(sweep: Sweep) -> Table:
     found = table(sweep)
     with files.writing(sweep.directory):
         sweep.directory.mkdir(parents=True, exist_ok=True)
-        files.write_json(sweep.directory / "table.json", found)
+        files.write_json(sweep.directory / FILE, found)
         files.write_text(sweep.directory / "table.csv", as_csv(found))
         files.write_text(sweep.directory / "table.md", as_markdown(found))
     return found
@@ -33,57 +35,110 @@ def write_table(sweep: Sweep) -> Table:
 def table(sweep: Sweep) -> Table:
     """The content of `table.json`.
 
-    `categories` and `mean` hold for each figure its `mean` and its `deviation` (of a sample; null
-    of one seed). The deviation of the mean is that of the mean over classes, from seed to seed.
-    Only runs that are scored count; what is missing stands under `missing`.
+    `categories` (the classes or variants) hold for each figure its `mean` and sample `deviation`
+    over seeds (null of one seed): `selected` of the checkpoint that was selected, `final` of the
+    last one, and first in line of the one that `score.checkpoint` names; `published` and the
+    `difference` to it. `mean` holds the same of the classes; its deviation is that of the mean over
+    classes, from seed to seed, and its `published` and `difference` are of the `compared` classes.
     """
     runs = [entry(job) for job in sweep.jobs]
-    scored = {(r["category"], r["seed"]): r["metrics"] for r in runs if r["metrics"]}
-    seeds = sorted({seed for _, seed in scored})
+    own = "selected" if sweep.base.score.checkpoint == "best" else "final"
+    found = {
+        kind: {(run["category"], run["seed"]): run[kind] for run in runs if run[kind]}
+        for kind in KINDS
+    }
+    seeds = sorted({run["seed"] for run in runs})
     categories = {
         name: {
-            "seeds": sum((name, seed) in scored for seed in seeds),
-            **{key: spread([scored.get((name, s), {}).get(key) for s in seeds]) for key in COLUMNS},
+            "seeds": sum((name, seed) in found[own] for seed in seeds),
+            **{key: row(sweep, found, own, name, seeds, key) for key in COLUMNS},
         }
-        for name in sweep.categories
+        for name in sweep.names
     }
-    mean: Table = {"categories": sum(row["seeds"] > 0 for row in categories.values())}
-    for key in COLUMNS:
-        parts = [row[key]["mean"] for row in categories.values() if row[key]["mean"] is not None]
-        by_seed = [mean_over_categories(sweep, scored, seed, key) for seed in seeds]
-        mean[key] = {
-            "mean": fmean(parts) if parts else None,
-            "deviation": spread(by_seed)["deviation"],
-        }
+    means = {key: mean(sweep, found, own, categories, seeds, key) for key in COLUMNS}
+    count = sum(part["seeds"] > 0 for part in categories.values())
     return {
         "name": sweep.base.name,
-        "complete": len(scored) == len(runs),
+        "rows": sweep.rows,
+        "complete": all(run["state"] == SCORED for run in runs),
         "seeds": sweep.seeds,
+        "checkpoint": own,
+        "rules": {kind: rules(runs, kind) for kind in KINDS},
         "categories": categories,
-        "mean": mean,
-        "missing": [{k: r[k] for k in MISSING} for r in runs if r["state"] != SCORED],
+        # Of methods side by side, a mean says nothing.
+        "mean": {"categories": count, **means} if sweep.rows == "class" else None,
+        "published": {
+            name: {key: asdict(figure) for key, figure in sweep.published[name].items()}
+            for name in sweep.names
+            if name in sweep.published
+        },
+        "missing": [{k: run[k] for k in MISSING} for run in runs if run["state"] != SCORED],
         "runs": runs,
     }
 
 
-MISSING = ("category", "seed", "state", "reason")
-
-
 def entry(job: Job) -> Table:
-    state = job.state()
-    metrics = None
-    if state == SCORED:
-        metrics = json.loads(metrics_file(job.config).read_text(encoding="utf-8"))["mean"]
-    reason = None
-    if state in ("failed", NOT_SCORED, NOT_STARTED):
-        reason = job.last_words() or files.read_json(job.run / "status.json").get("reason")
+    """One run: where it is, how far, and its figures (null where there are none)."""
+    figures = job.figures()
     return {
-        "category": job.category,
+        "category": job.name,
         "seed": job.config.seed,
         "directory": str(job.run),
-        "state": state,
-        "reason": reason,
-        "metrics": metrics,
+        "needs": [need.run.name for need in job.needs],
+        "state": job.state(),
+        "reason": job.reason(),
+        **{kind: figures[kind]["mean"] if kind in figures else None for kind in KINDS},
+        "provenance": {kind: figures[kind].get("provenance", {}) for kind in figures},
+    }
+
+
+def rules(runs: Sequence[Table], kind: str) -> list[str]:
+    """How the checkpoints of this kind were chosen, in the words of the runs."""
+    told = {run["provenance"].get(kind, {}).get("checkpoint_rule") for run in runs}
+    return sorted(rule for rule in told if rule)
+
+
+def row(sweep: Sweep, found: Found, own: str, name: str, seeds: Sequence[int], key: str) -> Table:
+    """One figure of one class."""
+    parts = {
+        kind: spread([found[kind].get((name, seed), {}).get(key) for seed in seeds])
+        for kind in KINDS
+    }
+    published = sweep.published.get(name, {}).get(key)
+    ours, theirs = parts[own]["mean"], published.value if published else None
+    return {
+        **parts[own],
+        **parts,
+        "published": theirs,
+        "difference": None if ours is None or theirs is None else ours - theirs,
+    }
+
+
+def mean(
+    sweep: Sweep,
+    found: Found,
+    own: str,
+    categories: Mapping[str, Table],
+    seeds: Sequence[int],
+    key: str,
+) -> Table:
+    """One figure over the classes."""
+    rows = [part[key] for part in categories.values()]
+    parts = {}
+    for kind in KINDS:
+        values = [part[kind]["mean"] for part in rows]
+        by_seed = [
+            whole([found[kind].get((name, seed), {}).get(key) for name in sweep.names])
+            for seed in seeds
+        ]
+        parts[kind] = spread(values) | {"deviation": spread(by_seed)["deviation"]}
+    compared = [part for part in rows if part["difference"] is not None]
+    return {
+        **parts[own],
+        **parts,
+        "published": fmean(part["published"] for part in compared) if compared else None,
+        "difference": fmean(part["difference"] for part in compared) if compared else None,
+        "compared": len(compared),
     }
 
 
@@ -96,63 +151,7 @@ def spread(values: Sequence[float | None]) -> Table:
     }
 
 
-def mean_over_categories(
-    sweep: Sweep, scored: dict[tuple[str, int], Table], seed: int, key: str
-) -> float | None:
-    """Of one seed; None where a class is missing, for the others have another mean."""
-    values = [scored.get((name, seed), {}).get(key) for name in sweep.categories]
+def whole(values: Sequence[float | None]) -> float | None:
+    """The mean; None where a value is missing, for the others have another mean."""
     known = [value for value in values if value is not None]
     return fmean(known) if len(known) == len(values) else None
-
-
-def as_csv(found: Table) -> str:
-    """A line for each class and one for the mean, figures and deviations in columns of their own.
-
-    The mean's `runs` are all that count; the last column tells it from a class of that name.
-    """
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    columns = [name for key in COLUMNS for name in (key, f"{key}_deviation")]
-    writer.writerow(["category", "runs", "of", *columns, "is_mean"])
-    rows = [(name, row, False) for name, row in found["categories"].items()]
-    count = sum(row["seeds"] for row in found["categories"].values())
-    for name, row, is_mean in [*rows, ("mean", found["mean"], True)]:
-        figures = [row[key][part] for key in COLUMNS for part in ("mean", "deviation")]
-        runs = (count, len(found["runs"])) if is_mean else (row["seeds"], found["seeds"])
-        writer.writerow([name, *runs, *figures, int(is_mean)])
-    return out.getvalue()
-
-
-def as_markdown(found: Table) -> str:
-    """The table for a person, aligned so that it also reads well as plain text."""
-    categories, mean = found["categories"], found["mean"]
-    done = mean["categories"]
-    label = "mean" if found["complete"] else f"mean of {done} of {len(categories)}"
-    rows = [["class", "seeds", *COLUMNS.values()]]
-    rows += [line(name, str(row["seeds"]), row) for name, row in categories.items()]
-    rows.append(line(label, "", mean))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    lines = [
-        "| " + " | ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) + " |"
-        for row in [rows[0], rule, *rows[1:]]
-    ]
-    if found["missing"]:
-        lines += ["", f"Missing are {len(found['missing'])} of {len(found['runs'])} runs:", ""]
-        lines += [missing(run) for run in found["missing"]]
-    return "\n".join(lines) + "\n"
-
-
-def line(name: str, seeds: str, row: Table) -> list[str]:
-    return [name.replace("|", "\\|"), seeds, *(cell(**row[key]) for key in COLUMNS)]
-
-
-def cell(mean: float | None, deviation: float | None) -> str:
-    if mean is None:
-        return "-"
-    return f"{mean:.4f}" if deviation is None else f"{mean:.4f} ± {deviation:.4f}"
-
-
-def missing(run: Table) -> str:
-    reason = f": {run['reason'].splitlines()[0]}" if run["reason"] else ""
-    return f"- {run['category']}, seed {run['seed']}: {run['state']}{reason}"

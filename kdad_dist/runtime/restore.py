@@ -85,6 +85,12 @@ def choose(checkpoints: CheckpointManager, wanted: str) -> tuple[Path, str]:
     return path, "last"
 
 
+def is_one_checkpoint(config: RunConfig) -> bool:
+    """Whether the selected checkpoint of a run is also its last; the same on all processes."""
+    finder = CheckpointManager(config.directory / "checkpoints", Rotation(1), identity={})
+    return choose(finder, "best")[0] == choose(finder, "last")[0]
+
+
 def save_standard(folder: Path, standard: Standard, config: RunConfig, step: int) -> None:
     """Keeps what normal maps look like beside the scores that were made with it."""
     tensors = {"mean": standard.mean.cpu(), "deviation": standard.deviation.cpu()}

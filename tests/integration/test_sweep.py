@@ -1,37 +1,22 @@
-"""`kdad sweep` on this machine: failures, restarts, stops."""
+"""`kdad sweep` on this machine: failures, restarts, stops, and runs that start from others."""
 
 import json
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
-import yaml
 
-from tests.helpers import make_mvtec
 from tests.kdad import Launched, kdad, succeeds
+from tests.sweeps import ODD, many
 
 pytestmark = pytest.mark.launch
-
-ODD = "wo od $(touch x) 'q\""
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> Path:
-    place = tmp_path_factory.mktemp("sweep")
-    for category in (ODD, "tile"):
-        make_mvtec(place / "images", category, train=8, good=2, scratch=2)
-    succeeds("pack", place / "images", place / "shards", "--size", 32)
-    values = {
-        "name": "many",
-        "output": str(place / "many"),
-        "data": {"shards": str(place / "shards"), "image_size": 32},
-        "method": {"teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1]}},
-        "optim": {"name": "adam", "lr": 1.0e-3},
-        "train": {"steps": 4, "batch_size": 4, "log_every": 1, "check_every": 1},
-    }
-    path = place / "many.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    train = {"steps": 4, "batch_size": 4, "log_every": 1, "check_every": 1}
+    return many(tmp_path_factory.mktemp("sweep"), (ODD, "tile"), train=train)
 
 
 def state(run: Path) -> str:
@@ -58,24 +43,51 @@ def test_a_failing_class_does_not_stop_the_rest_and_is_made_up_for_later(config)
     succeeds("sweep", config)
     assert json.loads((sweep / "table.json").read_text())["complete"]
     assert (sweep / ODD / "metrics.json").stat().st_mtime_ns == kept
+    selected, final = figures(sweep / ODD)
+    same = "last; the same as the selected one, so scored once"
+    assert final["provenance"] == selected["provenance"] | {"checkpoint_rule": same}
+    assert final["mean"] == selected["mean"] and not (sweep / ODD / "scores-last").exists()
 
 
-def test_a_sweep_that_is_asked_to_stop_leaves_with_75_and_goes_on(config):
-    words = ["sweep", config, "name=stopped", f"output={config.parent / 'stopped'}"]
-    words += ["--categories", "tile", "train.steps=120"]
+def figures(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of the selected and of the final checkpoint."""
+    selected, final = (
+        json.loads((run / name).read_text()) for name in ("metrics.json", "metrics-last.json")
+    )
+    return selected, final
+
+
+def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_another(config):
+    variants = config.parent / "variants.yaml"
+    first = "optim.lr: 0.5"  # too high: the best student is an early one
+    variants.write_text(
+        f"early: {{train.steps: 120, {first}}}\n"
+        'late: {train.init_from: "{early}/checkpoints/step_00000120"}\n'
+    )
     sweep = config.parent / "stopped"
-    launched = Launched([*words, "--seeds", 2], 1)
-    lines = sweep / "tile/metrics.jsonl"
+    words = ["sweep", config, "name=stopped", f"output={sweep}", "data.category=tile"]
+    words += ["--variants", variants]
+    launched = Launched(words, 1)
+    lines = sweep / "early/metrics.jsonl"
     while not (lines.is_file() and lines.stat().st_size):
         assert launched.ranks[0].is_alive(), launched.wait().text
         time.sleep(0.05)
     (sweep / "PREEMPT").touch()
     stopped = launched.wait()
     assert stopped.codes == [75], stopped.text
-    assert state(sweep / "tile") == "preempted"
-    assert not (sweep / "tile-seed1").exists()
+    assert state(sweep / "early") == "preempted"
+    assert not (sweep / "late").exists()
+    table = json.loads((sweep / "table.json").read_text())
+    assert [run["reason"] for run in table["runs"]] == [None, "early is preempted"]
 
     done = kdad(*words)
     assert done.codes == [0], done.text
-    assert "going on from step" in (sweep / "tile.log").read_text()
-    assert state(sweep / "tile") == "finished"
+    assert "going on from step" in (sweep / "early.log").read_text()
+    assert [state(sweep / name) for name in ("early", "late")] == ["finished", "finished"]
+    selected, final = figures(sweep / "early")
+    steps = [part["provenance"]["checkpoint_step"] for part in (selected, final)]
+    assert steps[0] < steps[1] == 120
+    assert (sweep / "early/scores-last/scores.csv").is_file()
+    assert "the student starts from" in (sweep / "late.log").read_text()
+    page = (sweep / "report.html").read_text()
+    assert 'href="early/report.html"' in page and 'href="late/report.html"' in page

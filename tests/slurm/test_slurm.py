@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import yaml
 
-from tests.helpers import make_mvtec
 from tests.kdad import kdad, succeeds
 from tests.needs import REPOSITORY
 from tests.slurm.cluster import Cluster, cluster, wait_for
+from tests.sweeps import ODD, many
 
 pytestmark = pytest.mark.launch
 
-ODD = "wo od $(touch x) 'q\""
 CLASSES = ("nut", "tile", ODD)  # as tasks of an array stand: in the order of their names
 SMALL = ("--gpus-per-node=0", "--cpus-per-task=1", "--time=10")
 """What the nodes of the test have instead of GPUs."""
@@ -38,22 +36,9 @@ def slurm() -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    train = {"steps": 200, "batch_size": 4, "log_every": 1, "validate_every": 1000}
     place = tmp_path_factory.mktemp("slurm")
-    for category in CLASSES:
-        make_mvtec(place / "images", category, train=8, good=2, scratch=2)
-    succeeds("pack", place / "images", place / "shards", "--size", 32)
-    values = {
-        "name": "many",
-        "output": str(place / "many"),
-        "data": {"shards": str(place / "shards"), "image_size": 32},
-        "method": {"teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1]}},
-        "optim": {"name": "adam", "lr": 1.0e-3},
-        "train": {"steps": 200, "batch_size": 4, "log_every": 1, "validate_every": 1000},
-        "checkpoint": {"every_steps": 10},
-    }
-    path = place / "many.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+    return many(place, CLASSES, train=train, checkpoint={"every_steps": 10})
 
 
 def weights(run: Path) -> bytes:
@@ -72,6 +57,7 @@ def test_an_array_over_classes_survives_requeues_and_is_collected(
     words = ["sweep", config, "--slurm", "--jobs", 2, *(f"--sbatch={word}" for word in SMALL)]
     shown = kdad(*words, "--dry-run")
     assert shown.codes == [0] and "#SBATCH --signal=B:USR1@120" in shown.text, shown.text
+    assert "# collect.sbatch:" in shown.text
     assert not (config.parent / "many").exists()
     told = slurm.run(sys.executable, "-m", "kdad_dist", *words, "--json")
     array, collect = json.loads(told)["jobs"]
@@ -93,7 +79,8 @@ def test_an_array_over_classes_survives_requeues_and_is_collected(
     assert "found" in logs[second] and "PREEMPT" in logs[second]
     assert slurm.state(collect) == "COMPLETED"
     assert "table:" in (sweep / f"slurm-{collect}.log").read_text()
-    assert all((sweep / name / "report.html").is_file() for name in CLASSES)
+    pages = (sweep / "report.html", *(sweep / name / "report.html" for name in CLASSES))
+    assert all(page.is_file() for page in pages)
     for name in (first, second):
         undisturbed = config.parent / "undisturbed" / name
         succeeds("train", sweep / f"{name}.yaml", f"output={undisturbed}")

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ET
 from collections.abc import Iterator
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -22,39 +21,10 @@ from kdad_dist.pictures import colours, heat
 from kdad_dist.report import write_report
 from kdad_dist.report_pictures import outline
 from tests.helpers_run import make_run, write_explained, write_json
+from tests.pages import Page
 
 TEMPLATES = Path(report_charts.__file__).parent / "templates"
 ATTACK = "<script>alert(1)</script>\"'&"
-VOID = {"meta", "link", "img", "br", "hr", "col"}
-
-
-class Page(HTMLParser):
-    """The page's text, its elements, and whether every element is closed in order."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.pieces: list[str] = []
-        self.feed(html)
-        self.close()
-        assert not self.open
-        self.text = " ".join(" ".join(self.pieces).split())
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if self.open[-1:] != ["style"]:
-            self.pieces.append(data)
-
-    def count(self, tag: str) -> int:
-        return sum(name == tag for name, _ in self.elements)
 
 
 def report(run: Path) -> Page:
@@ -439,7 +409,7 @@ def test_a_run_that_cannot_be_written_is_an_error(
 ) -> None:
     if os.access(read_only_run, os.W_OK, effective_ids=True):
         read_only_run.chmod(0o555)
-    with pytest.raises(DataError, match=r"cannot write .*report\.html: .*Permission denied"):
+    with pytest.raises(DataError, match=r"report\.html.* cannot be written: Permission denied"):
         write_report(read_only_run)
 
 

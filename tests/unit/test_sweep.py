@@ -1,73 +1,49 @@
-"""Which runs a sweep has, what it takes for done, what its table says, and what SLURM is told."""
+"""Which runs a sweep has, what it takes for done, and what SLURM is told."""
 
-import csv
-import json
 import os
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
-import yaml
 
-from kdad_dist.config import dump
 from kdad_dist.data.writer import pack
 from kdad_dist.errors import ConfigError, KdadError, Preempted, UsageError
-from kdad_dist.report_text import COLUMNS
-from kdad_dist.sweep import Job, Sweep, choose, folder, plan
-from kdad_dist.sweep_local import Outcome, environments, reason, refuse_failures
+from kdad_dist.sweep import Sweep, stages
+from kdad_dist.sweep_local import Outcome, Runner, environments, reason, refuse_failures, told
+from kdad_dist.sweep_plan import choose, folder, plan, plan_variants, reopen
 from kdad_dist.sweep_slurm import submit
 from kdad_dist.sweep_table import write_table
-from tests.helpers import make_mvtec, save_image, texture
-
-ODD = "a, b|'c' \"d\" $(touch e)"
-"""A class whose name is a list, a table cell and a shell command at once."""
+from tests.helpers import save_image, texture
+from tests.sweeps import ODD, finish, many
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory) -> Path:
-    """A folder with shards of two classes and a configuration for them."""
-    place = tmp_path_factory.mktemp("sweep")
-    for category in (ODD, "tile"):
-        make_mvtec(place / "images", category, train=3, good=1, scratch=1)
-    pack(place / "images", place / "shards", size=32)
-    return place
+def shared(tmp_path_factory) -> Path:
+    """A configuration for two classes."""
+    return many(tmp_path_factory.mktemp("sweep"), (ODD, "zip"), train={"steps": 2}, seed=5)
 
 
 @pytest.fixture
-def config(place, tmp_path) -> str:
-    values = {
-        "name": "many",
-        "output": str(tmp_path / "many"),
-        "data": {"shards": str(place / "shards"), "image_size": 32},
-        "optim": {"lr": 0.1},
-        "train": {"steps": 2},
-        "seed": 5,
-    }
-    (tmp_path / "many.yaml").write_text(yaml.safe_dump(values))
-    return str(tmp_path / "many.yaml")
+def config(shared, tmp_path) -> Path:
+    """The same, for a directory of its own."""
+    path = tmp_path / "many.yaml"
+    text = shared.read_text()
+    path.write_text(text.replace(str(shared.parent / "many"), str(tmp_path / "many")))
+    return path
 
 
-def finish(job: Job, **figures: float | None) -> None:
-    """Leaves a run as training and scoring do."""
-    job.run.mkdir(parents=True)
-    (job.run / "config.yaml").write_text(dump(job.config))
-    os.utime(job.run / "config.yaml", (1e9, 1e9))  # scoring comes later
-    (job.run / "status.json").write_text('{"state": "finished"}')
-    values = dict.fromkeys(COLUMNS, None) | figures
-    (job.run / "metrics.json").write_text(json.dumps({"mean": values}))
-
-
-def planned(config: str, seeds: int = 1, *asked: str, **overrides: object) -> Sweep:
-    return plan(config, [f"{k}={v}" for k, v in overrides.items()], asked or ["all"], seeds)
+def planned(config: Path, seeds: int = 1, *asked: str, **overrides: object) -> Sweep:
+    return plan(str(config), [f"{k}={v}" for k, v in overrides.items()], asked or ["all"], seeds)
 
 
 def test_a_sweep_has_one_run_for_each_class_and_seed(config):
     sweep = planned(config, 2)
     assert [(job.run.name, job.config.seed) for job in sweep.jobs] == [
         (ODD, 5),
-        ("tile", 5),
+        ("zip", 5),
         (f"{ODD}-seed6", 6),
-        ("tile-seed6", 6),
+        ("zip-seed6", 6),
     ]
     assert sweep.jobs[0].config.data.category == ODD
     assert sweep.jobs[0].config.track.group == "many"
@@ -78,7 +54,7 @@ def test_classes_become_normal_one_after_the_other(config, tmp_path):
         save_image(tmp_path / f"images/train/{name}/0.png", texture(0))
         save_image(tmp_path / f"images/test/{name}/0.png", texture(1))
     pack(tmp_path / "images", tmp_path / "shards", size=32)
-    sweep = plan(config, [f"data.shards={tmp_path / 'shards'}"], ["all"], 1)
+    sweep = plan(str(config), [f"data.shards={tmp_path / 'shards'}"], ["all"], 1)
     assert [job.config.data.normal_class for job in sweep.jobs] == ["no", "yes"]
     assert [job.run.name for job in sweep.jobs] == ["no", "yes"]
 
@@ -108,12 +84,15 @@ def test_what_is_done_is_left_alone_until_it_is_wanted_otherwise(config):
     assert planned(config).left() == [second]
     smoother = planned(config, **{"score.smooth_sigma": 2}).jobs[0]
     assert smoother.state() == "not scored"
+    (first.run / "metrics-last.json").unlink()  # as sweeps once left it
+    assert (first.state(), first.reason()) == ("not scored", "only its selected checkpoint is")
 
 
 def test_a_run_that_was_started_again_after_it_was_scored_is_not_done(config):
     job = planned(config).jobs[0]
     finish(job)
-    os.utime(job.run / "metrics.json", (1e9 - 1, 1e9 - 1))
+    for name in ("metrics.json", "metrics-last.json"):
+        os.utime(job.run / name, (1e9 - 1, 1e9 - 1))
     assert job.state() == "not scored"
     (job.run / "status.json").write_text('{"state": "preempted"}')
     assert job.state() == "preempted"
@@ -125,62 +104,6 @@ def test_a_sweep_does_not_start_in_the_directory_of_a_run(config):
     (directory / "config.yaml").write_text("")
     with pytest.raises(UsageError, match="directory of a run"):
         planned(config)
-
-
-def test_the_table_has_mean_and_deviation_over_seeds_and_says_what_is_missing(config):
-    sweep = planned(config, 2)
-    odd, tile, odd_again, tile_again = sweep.jobs
-    finish(odd, image_auroc=0.5)
-    finish(tile, image_auroc=0.9, pixel_auroc=0.7)
-    finish(odd_again, image_auroc=0.7)
-    found = write_table(sweep)
-    assert found["categories"][ODD]["image_auroc"] == {
-        "mean": pytest.approx(0.6),
-        "deviation": pytest.approx(0.2 / 2**0.5),
-    }
-    assert found["categories"]["tile"]["image_auroc"] == {"mean": 0.9, "deviation": None}
-    assert found["mean"]["image_auroc"] == {"mean": pytest.approx(0.75), "deviation": None}
-    assert found["mean"]["pixel_auroc"]["mean"] == 0.7
-    assert not found["complete"]
-    [missing] = found["missing"]
-    assert (missing["category"], missing["seed"], missing["state"]) == ("tile", 6, "not started")
-    assert "tile, seed 6: not started" in (sweep.directory / "table.md").read_text()
-
-    finish(tile_again, image_auroc=0.9)
-    found = write_table(sweep)
-    assert found["complete"] and not found["missing"]
-    # 0.7 and 0.8 are the means over classes of the two seeds.
-    assert found["mean"]["image_auroc"]["deviation"] == pytest.approx(0.1 / 2**0.5)
-    assert json.loads((sweep.directory / "table.json").read_text()) == found
-
-
-def test_names_survive_csv_and_markdown(config):
-    sweep = planned(config)
-    for job in sweep.jobs:
-        finish(job, image_auroc=0.5)
-    write_table(sweep)
-    with (sweep.directory / "table.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [(row["category"], row["runs"], row["is_mean"]) for row in rows] == [
-        (ODD, "1", "0"),
-        ("tile", "1", "0"),
-        ("mean", "2", "1"),
-    ]
-    assert float(rows[0]["image_auroc"]) == 0.5 and rows[0]["pixel_auroc"] == ""
-    lines = (sweep.directory / "table.md").read_text().splitlines()
-    columns = {line.replace("\\|", "").count("|") for line in lines}
-    assert columns == {len(COLUMNS) + 3}
-
-
-def test_a_failed_run_stands_in_the_table_with_its_reason(config):
-    sweep = planned(config)
-    sweep.jobs[1].run.mkdir(parents=True)
-    status = {"state": "failed", "reason": "the loss is not finite\nand more"}
-    (sweep.jobs[1].run / "status.json").write_text(json.dumps(status))
-    write_table(sweep)
-    text = (sweep.directory / "table.md").read_text()
-    assert "tile, seed 5: failed: the loss is not finite\n" in text
-    assert "mean of 0 of 2" in text
 
 
 def test_gpus_and_cores_are_divided_among_the_runs_under_way(monkeypatch):
@@ -212,7 +135,7 @@ def test_the_reason_of_a_failure_is_the_last_commands_own_message(config):
     job.log.write_text(f"{text}kdad: bad data\n  -> pack again\nTraceback of a launcher\n")
     assert reason(job, 1) == "bad data\n  -> pack again"
     assert reason(job, -9) == "killed by SIGKILL"
-    [missing] = write_table(planned(config, 1, "tile"))["missing"]
+    [missing] = write_table(planned(config, 1, "zip"))["missing"]
     assert missing["reason"].startswith("bad data")
 
 
@@ -221,7 +144,7 @@ def test_failures_weigh_more_than_runs_that_may_go_on(config):
     refuse_failures([Outcome(good)])
     with pytest.raises(Preempted, match="1 of 2"):
         refuse_failures([Outcome(good), Outcome(bad, 75)])
-    with pytest.raises(KdadError, match="tile: no memory") as raised:
+    with pytest.raises(KdadError, match="zip: no memory") as raised:
         refuse_failures([Outcome(good, 75), Outcome(bad, 1, "no memory")])
     assert raised.value.exit_code == 1
 
@@ -230,16 +153,146 @@ def test_slurm_is_told_the_unfinished_runs_word_by_word(config):
     sweep = planned(config, 2)
     finish(sweep.jobs[1])
     told = submit(sweep, 4, ["--partition=gpu"], dry_run=True)
-    assert told.array[-3:] == [str(job.file) for job in sweep.left()]
-    assert "--array=0-2%4" in told.array and "--partition=gpu" in told.array
-    assert f"--categories={ODD}" in told.collect and "--seeds=2" in told.collect
-    assert "--dependency=afterany:ARRAY" in told.collect
+    [array] = told.arrays
+    assert array[-3:] == [str(job.file) for job in sweep.left()]
+    assert "--array=0-2%4" in array and "--partition=gpu" in array
+    assert told.collect[-1] == str(sweep.directory)
+    assert "--dependency=afterany:ARRAY1" in told.collect
     # What a person sees may be pasted into a shell; what is run never passes one.
-    assert shlex.split(told.text().splitlines()[-2]) == told.array
-    assert not sweep.directory.joinpath("sweep.sbatch").exists()
+    lines = told.text().splitlines()
+    assert [shlex.split(line) for line in lines[-2:]] == [array, told.collect]
+    for name in ("sweep.sbatch", "collect.sbatch"):
+        assert f"# {name}:" in lines
+        assert not sweep.directory.joinpath(name).exists()
 
 
 def test_without_sbatch_a_sweep_says_so(config, monkeypatch):
     monkeypatch.setenv("PATH", "")
     with pytest.raises(UsageError, match="no sbatch"):
         submit(planned(config), None, [], dry_run=False)
+
+
+VARIANTS = """
+sum: {method.combine: sum}
+again: {train.init_from: "{sum}", data.category: zip}
+other: {optim.lr: 0.5}
+last: {train.init_from: "{again}/checkpoints/step_00000002"}
+"""
+
+
+@pytest.fixture
+def variants(config, tmp_path) -> Sweep:
+    (tmp_path / "variants.yaml").write_text(VARIANTS)
+    changes = ["optim.lr=0.25"]
+    return plan_variants(str(config), changes, str(tmp_path / "variants.yaml"), 2)
+
+
+def test_a_variant_starts_from_the_run_that_it_names_in_braces(variants):
+    first = variants.jobs[:4]
+    assert [job.name for job in first] == ["sum", "again", "other", "last"]
+    total, again, other, final = first
+    assert again.config.train.init_from == str(total.run)
+    assert final.config.train.init_from == f"{again.run}/checkpoints/step_00000002"
+    assert (again.needs, final.needs, other.needs) == ((total,), (again,), ())
+    assert variants.jobs[5].needs == (variants.jobs[4],)  # of its own seed
+    assert total.config.method.combine == "sum"
+    assert other.config.optim.lr == 0.25  # what is typed counts more than what stands in a file
+    assert [[job.name for job in stage] for stage in stages(first)] == [
+        ["sum", "other"],
+        ["again"],
+        ["last"],
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: {train.init_from: '{b}'}", "'a' needs 'b', which is not there"),
+        ("a: {train.init_from: '{b}'}\nb: {train.init_from: '{a}'}", "need each other: "),
+        ("a: [1]", "a is not a mapping"),
+        ("a: {optim.lrr: 1}", r"variant 'a': [^$]*optim.lrr"),
+        ("a: {}\na: {}", "a stands twice"),
+        ("a: {seed: 3}\na-seed6: {}", "two runs of the sweep would share"),
+    ],
+)
+def test_variants_that_cannot_be_are_refused(config, tmp_path, text, message):
+    (tmp_path / "wrong.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        plan_variants(str(config), [], str(tmp_path / "wrong.yaml"), 2)
+
+
+def test_what_needs_a_run_that_failed_is_not_started_and_says_so(variants):
+    total, again, _, final = variants.jobs[:4]
+    total.run.mkdir(parents=True)
+    (total.run / "status.json").write_text('{"state": "failed", "reason": "no"}')
+    outcome = Runner([])(again)  # without a place to run in
+    assert (outcome.code, outcome.reason) == (1, "sum failed")
+    found = {run["category"]: run for run in write_table(variants)["missing"] if run["seed"] == 5}
+    assert (found["again"]["state"], found["again"]["reason"]) == ("not started", "sum failed")
+    assert found["last"]["reason"] == "again failed"
+    assert found["other"]["reason"] is None
+
+    (total.run / "status.json").write_text('{"state": "preempted"}')
+    assert Runner([])(again).code == Preempted.exit_code
+    shutil.rmtree(total.run)
+    finish(total)
+    assert not again.waits_for() and final.waits_for() == [again]
+
+
+def test_what_started_from_a_run_is_done_again_after_that_was_trained_anew(variants):
+    total, again = variants.jobs[:2]
+    finish(total)
+    finish(again)
+    assert again.state() == "scored"
+    os.utime(total.run / "config.yaml", (1e9 + 1, 1e9 + 1))
+    assert (total.state(), again.state()) == ("scored", "not scored")
+
+
+def test_slurm_starts_what_is_needed_first_and_the_rest_when_that_succeeded(variants):
+    told = submit(variants, None, [], dry_run=True)
+    names = [[Path(word).stem for word in array if word.endswith(".yaml")] for array in told.arrays]
+    assert names == [
+        ["sum", "other", "sum-seed6", "other-seed6"],
+        ["again"],
+        ["again-seed6"],
+        ["last"],
+        ["last-seed6"],
+    ]
+    after = [[w for w in array if w.startswith("--dependency")] for array in told.arrays]
+    assert after[0] == []
+    assert after[1:3] == [["--dependency=afterok:ARRAY1_0"], ["--dependency=afterok:ARRAY1_2"]]
+    assert after[3] == ["--dependency=afterok:ARRAY2_0"]
+    assert "--kill-on-invalid-dep=yes" in told.arrays[1]
+    assert "--dependency=afterany:" + ":".join(f"ARRAY{i}" for i in range(1, 6)) in told.collect
+    finish(variants.jobs[0])
+    again = submit(variants, None, [], dry_run=True).arrays[1]
+    assert not any(word.startswith("--dependency") for word in again)
+
+
+def test_a_dry_run_says_what_would_be_started_and_why(variants):
+    finish(variants.jobs[0])
+    lines = told(variants).splitlines()
+    assert lines[0] == "1 of 8 runs are done"
+    place = lines.index("again (not started), after sum:")
+    assert [shlex.split(line)[3] for line in lines[place + 1 : place + 4]] == [
+        "train",
+        "score",
+        "report",
+    ]
+
+
+def test_a_sweep_is_opened_again_where_its_directory_went(variants, tmp_path):
+    finish(variants.jobs[0], image_auroc=0.5)
+    variants.write(variants.jobs)
+    before = write_table(variants)
+    moved = variants.directory.rename(tmp_path / "else where")
+    found = reopen(moved)
+    after = write_table(found)
+    assert [job.needs for job in found.jobs[:2]] == [(), (found.jobs[0],)]
+    for table in (before, after):
+        for run in table["runs"]:
+            del run["directory"]
+    assert after == before
+    (moved / "table.json").write_text("{}")
+    with pytest.raises(KdadError, match="damaged"):
+        reopen(moved)

@@ -1,0 +1,127 @@
+"""The page of a sweep: its tables, its curves, and the way to the page of each run."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from kdad_dist import __version__, files
+from kdad_dist.config import dump
+from kdad_dist.errors import KdadError
+from kdad_dist.report import template
+from kdad_dist.report_charts import Chart, Point
+from kdad_dist.report_data import read_log
+from kdad_dist.report_overlay import Compared, figures_chart, overlaid
+from kdad_dist.report_png import FIGURES, write_pngs
+from kdad_dist.report_tables import DASH, number
+from kdad_dist.report_text import COLUMNS
+from kdad_dist.sweep import SCORED, Sweep
+from kdad_dist.sweep_table import Table, write_table
+from kdad_dist.sweep_text import as_latex, as_markdown, compared, grids, remarks
+
+PAGE, LATEX = "report.html", "table.tex"
+CURVES = {"loss": "training images", "val_loss": "held-out images"}
+
+
+@dataclass(frozen=True)
+class Link:
+    """A run, and where its own page is."""
+
+    name: str
+    seed: int
+    state: str
+    reason: str | None
+    steps: str
+    """Of the selected and the final checkpoint."""
+    href: str | None
+
+
+def write_page(sweep: Sweep, latex: bool = False, png: bool = False) -> Table:
+    """Writes the table and the page of a sweep as it is now; what is asked for beside them.
+
+    Returns:
+        The content of `table.json`.
+
+    Raises:
+        DataError: the directory cannot be written.
+    """
+    found = write_table(sweep)
+    charts = drawings(sweep, found)
+    page = template("sweep.html.j2").render(
+        version=__version__,
+        sweep=sweep,
+        found=found,
+        grids=grids(found),
+        remarks=remarks(found),
+        charts=charts,
+        links=(runs := links(sweep, found)),
+        first={link.name: link for link in reversed(runs)},
+        config_text=dump(sweep.base),
+        done=sum(run["state"] == SCORED for run in found["runs"]),
+    )
+    with files.writing(sweep.directory):
+        files.write_text(sweep.directory / PAGE, page)
+        if latex:
+            files.write_text(sweep.directory / LATEX, as_latex(found))
+        if png:
+            write_pngs(charts, sweep.directory / FIGURES)
+    return found
+
+
+def links(sweep: Sweep, found: Table) -> list[Link]:
+    entries = []
+    for job, run in zip(sweep.jobs, found["runs"], strict=True):
+        steps = [
+            run["provenance"].get(kind, {}).get("checkpoint_step") for kind in ("selected", "final")
+        ]
+        href = f"{quote(job.run.name, safe='')}/report.html"
+        entries.append(
+            Link(
+                job.name,
+                job.config.seed,
+                run["state"],
+                run["reason"],
+                " / ".join(DASH if step is None else str(step) for step in steps),
+                href if (job.run / "report.html").is_file() else None,
+            )
+        )
+    return entries
+
+
+def drawings(sweep: Sweep, found: Table) -> dict[str, Chart]:
+    """The charts of the page, by the names of their files."""
+    charts = {key: figures_chart(COLUMNS[key], figures(found, key)) for key in compared(found)}
+    logs = {job.run: log(job.run) for job in sweep.jobs}
+    for key, images in CURVES.items():
+        lines = [
+            (name, [points(logs[job.run], key) for job in sweep.jobs if job.name == name])
+            for name in sweep.names
+        ]
+        charts[key] = overlaid(f"Loss on {images}", "loss per image", lines)
+    return {name: chart for name, chart in charts.items() if chart is not None}
+
+
+def figures(found: Table, key: str) -> list[Compared]:
+    return [
+        Compared(name, row[key]["mean"], row[key]["deviation"], row[key]["published"])
+        for name, row in found["categories"].items()
+    ]
+
+
+def log(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl; none where it cannot be read, which its page will say."""
+    try:
+        return read_log(run / "metrics.jsonl")[0]
+    except KdadError:
+        return []
+
+
+def points(lines: Sequence[dict[str, Any]], key: str) -> list[Point]:
+    return [(line["step"], number(line[key])) for line in lines if key in line]
+
+
+def result(sweep: Sweep, found: Table) -> str:
+    """What a person is told at the end."""
+    table, page = sweep.directory / "table.md", sweep.directory / PAGE
+    return f"{as_markdown(found)}\ntable: {table}\nreport: {page}"

@@ -1,0 +1,253 @@
+"""What the table and page of a sweep say: of seeds, of both checkpoints, of what is published."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from kdad_dist.config import find, recipe_names, recipes_directory
+from kdad_dist.errors import DataError
+from kdad_dist.sweep import Sweep
+from kdad_dist.sweep_page import write_page
+from kdad_dist.sweep_plan import plan, plan_variants
+from kdad_dist.sweep_published import read_published
+from kdad_dist.sweep_table import write_table
+from kdad_dist.sweep_text import as_latex
+from tests.helpers_run import write_log
+from tests.pages import Page
+from tests.sweeps import ODD, finish, many
+
+ATTACK = "<script>alert(1)</script>\"'&"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    """A configuration for two classes."""
+    return many(tmp_path_factory.mktemp("sweep"), (ODD, "zip"), train={"steps": 2}, seed=5)
+
+
+@pytest.fixture
+def config(shared, tmp_path) -> Path:
+    """The same, for a directory of its own."""
+    path = tmp_path / "many.yaml"
+    text = shared.read_text()
+    path.write_text(text.replace(str(shared.parent / "many"), str(tmp_path / "many")))
+    return path
+
+
+def planned(config: Path, seeds: int = 1, *overrides: str) -> Sweep:
+    return plan(str(config), overrides, ["all"], seeds)
+
+
+def publish(config: Path, *lines: str) -> None:
+    rows = ["class,metric,value,source,note", *lines]
+    config.with_suffix(".csv").write_text("\n".join(rows) + "\n")
+
+
+def test_the_table_has_mean_and_deviation_over_seeds_and_says_what_is_missing(config):
+    sweep = planned(config, 2)
+    odd, zipped, odd_again, zip_again = sweep.jobs
+    finish(odd, image_auroc=0.5)
+    finish(zipped, image_auroc=0.9, pixel_auroc=0.7)
+    finish(odd_again, image_auroc=0.7)
+    found = write_table(sweep)
+    figures = [found["categories"][name]["image_auroc"] for name in (ODD, "zip")]
+    figures.append(found["mean"]["image_auroc"])
+    assert [figure["mean"] for figure in figures] == pytest.approx([0.6, 0.9, 0.75])
+    assert figures[0]["deviation"] == pytest.approx(0.2 / 2**0.5)
+    assert [figure["deviation"] for figure in figures[1:]] == [None, None]
+    assert found["mean"]["pixel_auroc"]["mean"] == 0.7
+    assert not found["complete"]
+    [missing] = found["missing"]
+    assert (missing["category"], missing["seed"], missing["state"]) == ("zip", 6, "not started")
+    assert "zip, seed 6: not started" in (sweep.directory / "table.md").read_text()
+
+    finish(zip_again, image_auroc=0.9)
+    found = write_table(sweep)
+    assert found["complete"] and not found["missing"]
+    # 0.7 and 0.8 are the means over classes of the two seeds.
+    assert found["mean"]["image_auroc"]["deviation"] == pytest.approx(0.1 / 2**0.5)
+    assert json.loads((sweep.directory / "table.json").read_text()) == found
+
+
+def test_names_survive_csv_and_markdown(config):
+    sweep = planned(config)
+    for job in sweep.jobs:
+        finish(job, image_auroc=0.5)
+    write_table(sweep)
+    with (sweep.directory / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [(row["category"], row["runs"], row["is_mean"]) for row in rows] == [
+        (ODD, "1", "0"),
+        ("zip", "1", "0"),
+        ("mean", "2", "1"),
+    ]
+    assert float(rows[0]["image_auroc"]) == 0.5 and rows[0]["pixel_auroc"] == ""
+    lines = (sweep.directory / "table.md").read_text().splitlines()
+    columns = {line.replace("\\|", "").count("|") for line in lines if line.startswith("|")}
+    assert columns == {
+        4
+    }  # a name and the one figure that is known, twice: of all seeds, and closely
+
+
+def test_a_failed_run_stands_in_the_table_with_its_reason(config):
+    sweep = planned(config)
+    sweep.jobs[1].run.mkdir(parents=True)
+    status = {"state": "failed", "reason": "the loss is not finite\nand more"}
+    (sweep.jobs[1].run / "status.json").write_text(json.dumps(status))
+    write_table(sweep)
+    text = (sweep.directory / "table.md").read_text()
+    assert "zip, seed 5: failed: the loss is not finite\n" in text
+    assert "mean of 0 of 2" in text
+
+
+def test_both_checkpoints_stand_in_the_table_and_the_configured_one_counts(config):
+    sweep = planned(config, 1, "score.checkpoint=last")
+    finish(sweep.jobs[0], {"image_auroc": 0.6}, image_auroc=0.7)
+    finish(sweep.jobs[1], {"image_auroc": 0.8}, image_auroc=0.9)
+    found = write_table(sweep)
+    figure = found["categories"][ODD]["image_auroc"]
+    assert (figure["mean"], figure["selected"]["mean"], figure["final"]["mean"]) == (0.6, 0.7, 0.6)
+    assert found["mean"]["image_auroc"]["mean"] == pytest.approx(0.7)
+    assert found["mean"]["image_auroc"]["selected"]["mean"] == pytest.approx(0.8)
+    assert found["rules"]["selected"] == ["lowest loss on held-out normal images"]
+    text = (sweep.directory / "table.md").read_text()
+    assert "Of the final checkpoints:" in text
+    assert "Selected: the checkpoint of the lowest loss on held-out normal images;" in text
+    assert "| zip " in text and "|   0.9000 | 0.8000 |" in text
+
+
+def test_a_figure_stands_beside_the_published_one_and_means_are_of_the_same_classes(config):
+    publish(config, 'zip,image_auroc,0.75,"A, 2021",chosen on test images')
+    sweep = planned(config, 2)
+    for job, value in zip(sweep.jobs, (0.5, 0.8, 0.5, 0.9), strict=True):
+        finish(job, image_auroc=value)
+    found = write_table(sweep)
+    row, mean = found["categories"]["zip"]["image_auroc"], found["mean"]["image_auroc"]
+    assert (row["published"], row["difference"]) == (0.75, pytest.approx(0.1))
+    assert found["categories"][ODD]["image_auroc"]["difference"] is None
+    assert mean["mean"] == pytest.approx(0.675)
+    assert (mean["published"], mean["difference"], mean["compared"]) == (
+        0.75,
+        pytest.approx(0.1),
+        1,
+    )
+    lines = (sweep.directory / "table.md").read_text().splitlines()
+    [line] = [line for line in lines if line.startswith("| mean of the 1 published")]
+    assert [cell.strip() for cell in line.split("|")[2:-1]] == ["0.8500"] * 2 + [
+        "0.7500",
+        "+0.1000",
+    ]
+    assert "Published image AUROC: A, 2021 (chosen on test images)." in lines
+    with (sweep.directory / "table.csv").open() as file:
+        rows = {row["category"]: row for row in csv.DictReader(file)}
+    assert float(rows["zip"]["image_auroc_difference"]) == pytest.approx(0.1)
+    assert rows[ODD]["image_auroc_published"] == ""
+
+
+def test_of_variants_there_is_no_mean(config, tmp_path):
+    (tmp_path / "ways.yaml").write_text("one: {}\ntwo: {method.combine: sum}")
+    (tmp_path / "ways.csv").write_text("class,metric,value,source,note\none,pixel_ap,0.5,A,\n")
+    sweep = plan_variants(str(config), ["data.category=zip"], str(tmp_path / "ways.yaml"), 1)
+    for job in sweep.jobs:
+        finish(job, pixel_ap=0.75)
+    found = write_table(sweep)
+    assert found["mean"] is None and found["rows"] == "variant"
+    assert found["categories"]["one"]["pixel_ap"]["difference"] == 0.25
+    assert "mean" not in (sweep.directory / "table.csv").read_text().split("is_mean")[1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("zip,image_auc,0.5,A,", "image_auc"),
+        ("zip,image_auroc,50,A,", "less than or equal to 1"),
+        ("zip,image_auroc,nan,A,", "value"),
+        ("zip,image_auroc,0.5,,", "source"),
+        (",image_auroc,0.5,A,", "class"),
+        ("zip,image_auroc,0.5,A,,more", "many.csv:2: "),
+        ("zip,image_auroc,0.5,A,\nzip,image_auroc,0.6,B,", "stands twice"),
+    ],
+)
+def test_a_published_figure_that_cannot_be_is_refused_with_its_line(config, line, message):
+    publish(config, line)
+    with pytest.raises(DataError, match=message) as raised:
+        planned(config)
+    assert "many.csv:" in str(raised.value)
+
+
+def test_what_recipes_quote_as_published_is_sound_and_of_the_classes_they_name() -> None:
+    shipped = sorted(recipes_directory().rglob("*.csv"))
+    assert {path.stem for path in shipped} >= {"mkd_cifar10", "stfpm_mvtec", "vitkd_cifar10"}
+    for path in shipped:
+        assert path.with_suffix(".yaml").is_file(), path
+        figures = [figure for row in read_published(path).values() for figure in row.values()]
+        assert figures and all(figure.source for figure in figures), path
+    means = {  # which systems and papers give themselves
+        "mkd_cifar10": {"image_auroc": 0.8718},
+        "mkd_mnist": {"image_auroc": 0.9871},
+        "mkd_mvtec": {"image_auroc": 0.8774, "pixel_auroc": 0.9071},
+        "stfpm_mvtec": {"image_auroc": 0.9555, "pixel_auroc": 0.9702},
+        "vitkd_cifar10": {"image_auroc": 0.9683},
+    }
+    for name, expected in means.items():
+        rows = read_published(find(name)).values()
+        for key, mean in expected.items():
+            values = [row[key].value for row in rows]
+            assert sum(values) / len(values) == pytest.approx(mean, abs=3e-4), (name, key)
+    assert all(
+        "labels" in row["image_auroc"].note
+        for row in read_published(find("vitkd_cifar10")).values()
+    )
+    assert "demo" in recipe_names() and read_published(find("demo")) == {}
+
+
+def test_the_page_of_a_sweep_shows_tables_curves_links_and_what_is_missing(config):
+    publish(config, "zip,image_auroc,0.75,A,")
+    sweep = planned(config, 2)
+    odd, zipped, again, _ = sweep.jobs
+    for job in (odd, zipped, again):
+        finish(job, image_auroc=0.8)
+        write_log(job.run / "metrics.jsonl", 40)
+        (job.run / "report.html").write_text("")
+    write_page(sweep, latex=True, png=True)
+    html = (sweep.directory / "report.html").read_text()
+    page = Page(html)
+    for words in (
+        "Not complete: 1 of 4 runs",
+        "zip, seed 6: not started",
+        "+0.0500",
+        "3 of 4 runs",
+    ):
+        assert words in page.text
+    links = {a["href"] for tag, a in page.elements if tag == "a" and "href" in a}
+    assert "zip/report.html" in links and "zip-seed6/report.html" not in links
+    assert "wo%20od%2C%20%7C%27q%22%20%24%28touch%20x%29/report.html" in links
+    assert page.count("svg") == 3 and page.count("script") == 0
+    # Two seeds of one class in one colour, and the other class in another.
+    loss = html[html.index('id="chart-loss-title"') :]
+    loss = loss[: loss.index("</svg>")]
+    assert (loss.count('class="line hue0 dash0"'), loss.count('class="line hue1 dash0"')) == (2, 1)
+    latex = (sweep.directory / "table.tex").read_text()
+    assert "wo od, |'q\" \\$(touch x)" in latex and latex.count(r"\begin{tabular}") == 2
+    assert sorted(path.stem for path in (sweep.directory / "figures").iterdir()) == [
+        "image_auroc",
+        "loss",
+        "val_loss",
+    ]
+    with Image.open(sweep.directory / "figures/loss.png") as image:
+        colours = {colour for _, colour in image.getcolors(1 << 24)}
+        assert image.width == 560 * 3 and {(11, 92, 173), (179, 71, 0)} <= colours
+
+
+def test_names_are_text_on_the_page_and_in_latex(config, tmp_path):
+    (tmp_path / "ways.yaml").write_text(json.dumps({ATTACK: {}, "a_b%": {}}))
+    sweep = plan_variants(str(config), [], str(tmp_path / "ways.yaml"), 1)
+    sweep.jobs[0].log.parent.mkdir()
+    sweep.jobs[0].log.write_text(f"== train\nkdad: {ATTACK}\n")
+    found = write_page(sweep)
+    page = Page((sweep.directory / "report.html").read_text())
+    assert page.count("script") == 0 and page.text.count("alert(1)") >= 5
+    assert r"a\_b\%" in as_latex(found) and r"\textless{}script\textgreater{}" in as_latex(found)
