@@ -15,8 +15,8 @@ from kdad_dist.report_data import read_log
 from kdad_dist.report_overlay import Compared, figures_chart, overlaid
 from kdad_dist.report_png import FIGURES, write_pngs
 from kdad_dist.report_tables import DASH, number
-from kdad_dist.report_text import COLUMNS
 from kdad_dist.sweep import SCORED, Sweep
+from kdad_dist.sweep_published import METRICS
 from kdad_dist.sweep_table import Table, write_table
 from kdad_dist.sweep_text import as_latex, as_markdown, compared, grids, remarks
 
@@ -91,7 +91,7 @@ def links(sweep: Sweep, found: Table) -> list[Link]:
 
 def drawings(sweep: Sweep, found: Table) -> dict[str, Chart]:
     """The charts of the page, by the names of their files."""
-    charts = {key: figures_chart(COLUMNS[key], figures(found, key)) for key in compared(found)}
+    charts = {key: figures_chart(METRICS[key], figures(found, key)) for key in compared(found)}
     logs = {job.run: log(job.run) for job in sweep.jobs}
     for key, images in CURVES.items():
         lines = [

@@ -10,6 +10,9 @@ from pydantic.dataclasses import dataclass
 from kdad_dist.errors import DataError
 from kdad_dist.report_text import COLUMNS
 
+METRICS = {**COLUMNS, "accuracy": "accuracy"}
+"""Every figure that a run may have, and its name for a person."""
+
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class Published:
@@ -36,10 +39,10 @@ def read_published(recipe: Path) -> dict[str, dict[str, Published]]:
         for row in (rows := csv.DictReader(file)):
             where = f"{path}:{rows.line_num}"
             name, metric = row.pop("class", None), row.pop("metric", None)
-            if not name or metric not in COLUMNS:
+            if not name or metric not in METRICS:
                 raise DataError(
                     f"{where}: class {name!r}, metric {metric!r}",
-                    f"{remedy}; metrics are {', '.join(COLUMNS)}",
+                    f"{remedy}; metrics are {', '.join(METRICS)}",
                 )
             if metric in found.setdefault(name, {}):
                 raise DataError(f"{where}: {metric} of {name!r} stands twice", "keep one of them")

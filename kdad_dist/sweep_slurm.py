@@ -73,31 +73,25 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
         with files.writing(directory):
             for name, text in scripts.items():
                 files.write_text(directory / name, text)
-    limit = "" if at_once is None else f"%{at_once}"
     logs = str(directory).replace("%", "%%")  # elsewhere in --output, % is a pattern
     common = ["sbatch", "--parsable", f"--job-name={sweep.base.name}", *options]
     arrays: list[list[str]] = []
     numbers: list[str] = []
     tasks: dict[Path, str] = {}
-
-    def submitted(command: list[str]) -> str:
-        return f"ARRAY{len(arrays)}" if dry_run else sbatch(command)
-
     for group in groups(left):
         after = [tasks[need.run] for need in group[0].needs if need.run in tasks]
-        # Without the second, what waits for a run that failed would stay in the queue for ever.
-        waits = [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
+        limited = f"0-{len(group) - 1}" + ("" if at_once is None else f"%{at_once}")
         arrays.append(
             [
                 *common,
                 f"--output={logs}/slurm-%A_%a.log",
-                f"--array=0-{len(group) - 1}{limit}",
-                *(waits if after else []),
+                f"--array={limited}",
+                *waiting(after),
                 str(directory / ARRAY),
                 *(str(job.file) for job in group),
             ]
         )
-        numbers.append(submitted(arrays[-1]))
+        numbers.append(f"ARRAY{len(arrays)}" if dry_run else sbatch(arrays[-1]))
         tasks |= {job.run: f"{numbers[-1]}_{i}" for i, job in enumerate(group)}
     collect = [
         *common,
@@ -108,6 +102,14 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
     ]
     jobs = [] if dry_run else [*numbers, sbatch(collect)]
     return Submission(scripts, arrays, collect, jobs)
+
+
+def waiting(after: Sequence[str]) -> list[str]:
+    """Options of an array that starts when these tasks have succeeded."""
+    if not after:
+        return []
+    # Without the second, it would stay in the queue for ever when one of them has failed.
+    return [f"--dependency=afterok:{':'.join(after)}", "--kill-on-invalid-dep=yes"]
 
 
 def groups(left: Sequence[Job]) -> list[list[Job]]:

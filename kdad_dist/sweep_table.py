@@ -6,8 +6,8 @@ from statistics import fmean, stdev
 from typing import Any
 
 from kdad_dist import files
-from kdad_dist.report_text import COLUMNS
 from kdad_dist.sweep import KINDS, SCORED, Job, Sweep
+from kdad_dist.sweep_published import METRICS
 from kdad_dist.sweep_text import as_csv, as_markdown
 
 Table = dict[str, Any]
@@ -51,11 +51,11 @@ def table(sweep: Sweep) -> Table:
     categories = {
         name: {
             "seeds": sum((name, seed) in found[own] for seed in seeds),
-            **{key: row(sweep, found, own, name, seeds, key) for key in COLUMNS},
+            **{key: row(sweep, found, own, name, seeds, key) for key in METRICS},
         }
         for name in sweep.names
     }
-    means = {key: mean(sweep, found, own, categories, seeds, key) for key in COLUMNS}
+    means = {key: mean(sweep, found, own, categories, seeds, key) for key in METRICS}
     count = sum(part["seeds"] > 0 for part in categories.values())
     return {
         "name": sweep.base.name,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from kdad_dist.report_text import COLUMNS
+from kdad_dist.sweep_published import METRICS
 
 Table = dict[str, Any]
 """The content of `table.json`."""
@@ -51,10 +51,10 @@ def known(found: Table) -> list[str]:
     rows = found["categories"].values()
     any_has = [
         k
-        for k in COLUMNS
+        for k in METRICS
         if any(row[k][kind]["mean"] is not None for row in rows for kind in KINDS)
     ]
-    return any_has or list(COLUMNS)
+    return any_has or list(METRICS)
 
 
 def compared(found: Table) -> list[str]:
@@ -71,7 +71,7 @@ def overview(found: Table, keys: Sequence[str]) -> Grid:
 
     return Grid(
         f"Of the {found['checkpoint']} checkpoints",
-        [found["rows"], "seeds", *(COLUMNS[key] for key in keys)],
+        [found["rows"], "seeds", *(METRICS[key] for key in keys)],
         [line(name, str(row["seeds"]), row) for name, row in found["categories"].items()],
         [line(mean_label(found), "", found["mean"])] if found["mean"] else [],
     )
@@ -96,7 +96,7 @@ def comparison(found: Table, key: str) -> Grid:
                 "difference": mean_of([row["difference"] for row in like]),
             }
     return Grid(
-        COLUMNS[key],
+        METRICS[key],
         [found["rows"], *parts],
         [[name, *(cell_of(row, part) for part in parts)] for name, row in rows.items()],
         [[name, *(cell_of(row, part) for part in parts)] for name, row in means.items()],
@@ -140,7 +140,7 @@ def remarks(found: Table) -> list[str]:
     for figures in found["published"].values():
         for key, figure in figures.items():
             keys = told.setdefault((figure["source"], figure["note"]), [])
-            keys += [COLUMNS[key]] * (COLUMNS[key] not in keys)
+            keys += [METRICS[key]] * (METRICS[key] not in keys)
     for (source, note), keys in told.items():
         said.append(f"Published {' and '.join(keys)}: {source}{f' ({note})' if note else ''}.")
     return said
@@ -201,13 +201,13 @@ def as_csv(found: Table) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    columns = [f"{key}{part}" for key in COLUMNS for part in PARTS]
+    columns = [f"{key}{part}" for key in METRICS for part in PARTS]
     writer.writerow(["category", "runs", "of", *columns, "is_mean"])
     rows = [(name, row, False) for name, row in found["categories"].items()]
     count = sum(row["seeds"] for row in found["categories"].values())
     means = [("mean", found["mean"], True)] if found["mean"] else []
     for name, row, is_mean in [*rows, *means]:
         runs = (count, len(found["runs"])) if is_mean else (row["seeds"], found["seeds"])
-        figures = [at(row[key]) for key in COLUMNS for at in PARTS.values()]
+        figures = [at(row[key]) for key in METRICS for at in PARTS.values()]
         writer.writerow([name, *runs, *figures, int(is_mean)])
     return out.getvalue()
