@@ -8,7 +8,7 @@ import typer
 
 from kdad_dist import __version__
 from kdad_dist.cli_data import pack, verify
-from kdad_dist.cli_look import compare, status
+from kdad_dist.cli_look import compare, doctor, status
 from kdad_dist.cli_results import export, report
 from kdad_dist.cli_run import demo, score, train
 from kdad_dist.cli_sweep import sweep
@@ -23,7 +23,7 @@ app = typer.Typer(
 )
 INTERRUPTED = 130
 """What typer makes of Ctrl-C."""
-VERBS = (demo, pack, verify, train, score, report, sweep, status, compare, export)
+VERBS = (demo, doctor, pack, verify, train, score, report, sweep, status, compare, export)
 """In the order in which a newcomer meets them."""
 
 

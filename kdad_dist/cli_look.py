@@ -1,11 +1,12 @@
 """The verbs that look at runs and machines, and change neither."""
 
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from kdad_dist.cli_choices import Json
+from kdad_dist.cli_choices import Json, Overrides
 from kdad_dist.cli_text import answer, say
 from kdad_dist.errors import CheckpointError, UsageError
 
@@ -62,3 +63,39 @@ def compare(
     say(told(facts))
     if as_json:
         answer(facts)
+
+
+def doctor(
+    config: Annotated[
+        str | None, typer.Argument(help="A configuration: would it start here?", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    launch: Annotated[
+        int | None, typer.Option(min=1, help="Start so many processes, and let them exchange sums.")
+    ] = None,
+    directory: Annotated[
+        list[Path] | None, typer.Option(help="Try this one too; may be repeated.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at this machine; exit 1 if something on it would break a run, and say what to do."""
+    if "KDAD_WORLD_SIZE" in os.environ:  # one of the processes that launch/doctor.sh has started
+        from kdad_dist.doctor_launch import told
+        from kdad_dist.runtime.exchange import measure
+
+        facts = measure()
+        say(told(facts))
+        if as_json:
+            answer(facts)
+        return
+    from dataclasses import asdict
+
+    from kdad_dist import doctor_text
+    from kdad_dist.config import load
+    from kdad_dist.doctor import Request
+
+    checked = None if config is None else load(config, overrides or [])
+    found = doctor_text.show(Request(checked, directory or [], launch))
+    if as_json:
+        answer({"findings": [asdict(finding) for finding in found]})
+    doctor_text.refuse_problems(found)

@@ -195,7 +195,7 @@ def fetch(repository: str, filename: str, key: str) -> Path:
     cached = huggingface_hub.try_to_load_from_cache(repository, filename)
     if isinstance(cached, str):
         return Path(cached)
-    trouble = _hub_trouble()
+    trouble = hub_trouble()
     if trouble is None:
         try:
             return Path(huggingface_hub.hf_hub_download(repository, filename))
@@ -209,16 +209,16 @@ def fetch(repository: str, filename: str, key: str) -> Path:
     )
 
 
-def _hub_trouble() -> str | None:
-    """Why the hub cannot be asked, found out in at most HUB_PATIENCE seconds; None where it can."""
+def hub_trouble(patience: float = HUB_PATIENCE) -> str | None:
+    """Why the hub cannot be asked, found out in so many seconds at most; None where it can."""
     if constants.HF_HUB_OFFLINE:
         return "may not be asked (HF_HUB_OFFLINE is set)"
-    answer = [f"did not answer within {HUB_PATIENCE:g} seconds"]
+    answer = [f"did not answer within {patience:g} seconds"]
 
     def ask() -> None:
         try:
             request = urllib.request.Request(constants.ENDPOINT, method="HEAD")  # noqa: S310
-            urllib.request.urlopen(request, timeout=HUB_PATIENCE).close()  # noqa: S310
+            urllib.request.urlopen(request, timeout=patience).close()  # noqa: S310
         except urllib.error.HTTPError:
             pass  # it answered
         except (OSError, ValueError) as error:
@@ -229,5 +229,5 @@ def _hub_trouble() -> str | None:
     # A thread, because no timeout covers the name lookup, which may take half a minute.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
-    thread.join(HUB_PATIENCE)
+    thread.join(patience)
     return answer[0] if answer else None

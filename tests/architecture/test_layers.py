@@ -19,7 +19,7 @@ LAYERS = (
     {"runtime"},
     {"detector"},
     {"train", "score", "predict", "export", "report"},
-    {"demo", "sweep", "status", "compare"},
+    {"demo", "sweep", "status", "compare", "doctor"},
     {"cli"},
     {"__main__"},
 )
@@ -41,6 +41,7 @@ WITHOUT_TORCH = (
     "status_text",
     "compare",
     "compare_text",
+    "doctor_text",
     *(f"data.{name}" for name in ("index", "plan", "layouts", "image", "writer", "verify")),
 )
 

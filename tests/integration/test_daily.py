@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from kdad_dist.config import load
+from kdad_dist.doctor import Request, examine, training
+from kdad_dist.doctor_disk import shards
 from kdad_dist.status import look
 from tests.integration.test_training import CONFIG
 from tests.kdad import Launched, configured, kdad, until
@@ -31,7 +34,8 @@ def test_a_training_is_seen_at_work_and_when_it_was_killed(config, monkeypatch):
     assert seen.loss and seen.images_per_second and seen.seconds_left
 
     watching = Launched(["status", config.parent, "--watch"], 1)
-    until(watching, lambda: "100000" in (Path(watching.folder.name) / "rank_0").read_text())
+    screen = Path(watching.folder.name) / "rank_0"
+    until(watching, lambda: screen.is_file() and "/100000" in screen.read_text())
     watching.kill(signal.SIGINT)
     outcome = watching.wait()
     assert outcome.codes == [130], outcome.text
@@ -51,3 +55,25 @@ def test_a_training_is_seen_at_work_and_when_it_was_killed(config, monkeypatch):
     outcome = kdad("status", run, "--verify")
     assert outcome.codes == [1], outcome.text
     assert f"{newest} is damaged: its content does not match its sha256" in outcome.text
+
+
+def test_the_doctor_connects_processes_and_says_what_a_configuration_needs(config, monkeypatch):
+    monkeypatch.setenv("KDAD_MODE", "cpu")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    outcome = kdad("doctor", config, "--launch", 2, "--directory", config.parent, "--json")
+    assert outcome.codes == [0], outcome.text
+    text = outcome.text
+    found = json.loads(text[text.index('{\n  "findings"') : text.rindex("}") + 1])["findings"]
+    states = {finding["name"]: finding["state"] for finding in found}
+    assert "problem" not in states.values(), text
+    assert {"python", "torch", "gloo", "disk", "hub", "shards", "training", "launch"} <= set(states)
+    said = {finding["name"]: finding["found"] for finding in found}
+    assert "2 processes, mode ddp, cpu, gloo: " in said["launch"]
+    assert f"{config.parent} (" in text
+    assert "16 images" in said["training"]
+
+    gone = load(config, [f"data.shards={config.parent / 'gone'}"])
+    checks = [("shards", shards), ("training", training)]
+    refused = list(examine(Request(gone, [], None), checks))
+    assert [finding.state for finding in refused] == ["problem", "problem"]
+    assert all(f"{config.parent / 'gone'}" in finding.found for finding in refused)
