@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from kdad_dist.cli_choices import Json, Overrides
+from kdad_dist.cli_choices import Json, Overrides, recipes
 from kdad_dist.cli_text import answer, say
 from kdad_dist.errors import CheckpointError, UsageError
 
@@ -67,7 +67,8 @@ def compare(
 
 def doctor(
     config: Annotated[
-        str | None, typer.Argument(help="A configuration: would it start here?", show_default=False)
+        str | None,
+        typer.Argument(help="A configuration: would it start here?", autocompletion=recipes),
     ] = None,
     overrides: Overrides = None,
     launch: Annotated[
