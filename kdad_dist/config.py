@@ -21,8 +21,6 @@ from kdad_dist.config_data import AugmentConfig as AugmentConfig
 from kdad_dist.config_data import DataConfig
 from kdad_dist.config_errors import YamlSource, describe
 from kdad_dist.config_methods import (
-    COSTS,
-    READING,
     LoraMaeConfig,
     MethodConfig,
     MkdConfig,
@@ -319,7 +317,7 @@ def trained_with(config: RunConfig) -> dict[str, Any]:
     for section, keys in FREE_KEYS.items():
         for key in keys:
             values[section].pop(key)
-    for key in READING[config.method.name] + COSTS[config.method.name]:
+    for key in config.method.READING + config.method.COSTS:
         values["method"].pop(key)
     return dict(flatten(values))
 

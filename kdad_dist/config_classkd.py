@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from kdad_dist.config_types import CHECKED, Positive, PositiveFloat
+from kdad_dist.config_types import CHECKED, MethodSection, Positive, PositiveFloat
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -50,7 +50,7 @@ class TurnsConfig:
 
 
 @dataclass(frozen=True, config=CHECKED)
-class ClasskdConfig:
+class ClasskdConfig(MethodSection):
     name: Literal["classkd"] = "classkd"
     network: ClassifierConfig = field(default_factory=ClassifierConfig)
     """The student."""

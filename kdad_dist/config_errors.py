@@ -4,7 +4,7 @@ import difflib
 import re
 import types
 import typing
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from reprlib import Repr
 from typing import Any
@@ -169,4 +169,4 @@ def _keys_at(root: type, location: Location) -> list[str]:
         kinds = [option for option in options if is_dataclass(option)]
         if not kinds:
             return []
-    return list(kinds[0].__dataclass_fields__)
+    return [field.name for field in fields(kinds[0])]

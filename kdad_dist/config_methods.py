@@ -11,6 +11,7 @@ from kdad_dist.config_classkd import ClasskdConfig
 from kdad_dist.config_types import (
     CHECKED,
     Fraction,
+    MethodSection,
     NonNegative,
     NonNegativeFloat,
     Positive,
@@ -31,7 +32,9 @@ class TeacherConfig:
 
 
 @dataclass(frozen=True, config=CHECKED)
-class StfpmConfig:
+class StfpmConfig(MethodSection):
+    READING = ("combine", "read_layers")
+
     name: Literal["stfpm"] = "stfpm"
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     normalize: bool = True
@@ -68,7 +71,7 @@ class VitTeacherConfig:
 
 
 @dataclass(frozen=True, config=CHECKED)
-class DepthsConfig:
+class DepthsConfig(MethodSection):
     """What the methods share whose student learns the values and the direction of features at
     several depths of its teacher.
     """
@@ -108,6 +111,8 @@ class MkdTeacherConfig(TeacherConfig):
 
 @dataclass(frozen=True, config=CHECKED)
 class MkdConfig(DepthsConfig):
+    READING = ("score_layers", "localise", "noise_copies", "noise_deviation", "stretch_maps")
+
     name: Literal["mkd"] = "mkd"
     teacher: MkdTeacherConfig = field(default_factory=MkdTeacherConfig)
     pool: bool = True
@@ -135,6 +140,10 @@ class MkdConfig(DepthsConfig):
         if self.use_bias and self.student == "same":
             raise ValueError("use_bias is of cloners; student=same has its own biases")
 
+    @property
+    def draws_to_read(self) -> bool:
+        return self.localise == "smoothgrad"  # the noise
+
 
 @dataclass(frozen=True, config=CHECKED)
 class VitStudentConfig:
@@ -147,6 +156,8 @@ class VitStudentConfig:
 
 @dataclass(frozen=True, config=CHECKED)
 class VitkdConfig(DepthsConfig):
+    READING = ("score_layers",)
+
     name: Literal["vitkd"] = "vitkd"
     teacher: VitTeacherConfig = field(default_factory=VitTeacherConfig)
     student: VitStudentConfig = field(default_factory=VitStudentConfig)
@@ -190,7 +201,9 @@ class InferenceConfig:
 
 
 @dataclass(frozen=True, config=CHECKED)
-class LoraMaeConfig:
+class LoraMaeConfig(MethodSection):
+    READING, COSTS = ("inference",), ("activation_checkpointing",)
+
     name: Literal["loramae"] = "loramae"
     preset: str = "mae_vit_large_patch7"
     """Architecture: mae_vit_{base,large}_patch16, mae_vit_{large,huge}_patch14,
@@ -226,6 +239,10 @@ class LoraMaeConfig:
                 "trained; name a weights file, or insist with freeze_random=true"
             )
 
+    @property
+    def draws_to_read(self) -> bool:
+        return self.inference.pattern == "random"  # the partitions
+
 
 def _name(section: Any) -> str:
     """The method of a `method` section; one that names none is STFPM."""
@@ -242,19 +259,3 @@ MethodConfig = Annotated[
     | Annotated[ClasskdConfig, Tag("classkd")],
     Discriminator(_name),
 ]
-COSTS = {
-    "stfpm": (),
-    "loramae": ("activation_checkpointing",),
-    "mkd": (),
-    "vitkd": (),
-    "classkd": (),
-}
-"""Keys of each method that change what training costs, and not what comes out."""
-READING = {
-    "stfpm": ("combine", "read_layers"),
-    "loramae": ("inference",),
-    "mkd": ("score_layers", "localise", "noise_copies", "noise_deviation", "stretch_maps"),
-    "vitkd": ("score_layers",),
-    "classkd": (),
-}
-"""Keys of each method that decide how a trained student is read, and not what is trained."""

@@ -1,9 +1,10 @@
 """Kinds of values that a configuration may hold, with their limits."""
 
 import re
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
 
 CHECKED = ConfigDict(extra="forbid", allow_inf_nan=False)
 Positive = Annotated[int, Field(ge=1)]
@@ -27,3 +28,18 @@ def _without_password(address: str) -> str:
 
 
 Address = Annotated[str, AfterValidator(_without_password)]
+
+
+@dataclass(frozen=True, config=CHECKED)
+class MethodSection:
+    """What the `method` section of each method says of itself."""
+
+    READING: ClassVar[tuple[str, ...]] = ()
+    """Keys that decide how a trained student is read, and not what is trained."""
+    COSTS: ClassVar[tuple[str, ...]] = ()
+    """Keys that change what training costs, and not what comes out."""
+
+    @property
+    def draws_to_read(self) -> bool:
+        """Whether the run's seed decides how a trained student is read."""
+        return False

@@ -10,7 +10,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from kdad_dist.config import RunConfig, ScoreConfig, flatten, plain
-from kdad_dist.config_methods import READING, LoraMaeConfig, MkdConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.tiles import predict_tiles
 from kdad_dist.tiling import Tiling
@@ -106,23 +105,13 @@ def readout_of(config: RunConfig) -> str:
     score, method = values["score"], values["method"]
     names = ("reduce", "topk", "quantile", "smooth_sigma", "smooth_radius", "opening")
     parts = {name: score[name] for name in (*names, "standardise", "precision")}
-    parts |= {name: method[name] for name in READING[config.method.name]}
+    parts |= {name: method[name] for name in config.method.READING}
     parts["image_size"] = config.data.image_size
     if config.data.tile:
         parts |= {name: values["data"][name] for name in ("tile", "tile_overlap")}
-    if draws_to_read(config):
+    if config.method.draws_to_read:
         parts["seed"] = config.seed
     return ", ".join(f"{name} {value}" for name, value in flatten(parts))
-
-
-def draws_to_read(config: RunConfig) -> bool:
-    """Whether the run's seed decides how a trained student is read."""
-    match config.method:
-        case LoraMaeConfig() as method:
-            return method.inference.pattern == "random"  # the partitions
-        case MkdConfig() as method:
-            return method.localise == "smoothgrad"  # the noise
-    return False
 
 
 def reduce(anomaly_map: Float[Tensor, "b h w"], config: ScoreConfig) -> Float[Tensor, " b"]:
