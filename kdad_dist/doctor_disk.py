@@ -17,7 +17,8 @@ from pathlib import Path
 
 import psutil
 
-from kdad_dist.data.index import Index, is_remote
+from kdad_dist.data.index import Index
+from kdad_dist.data.source import is_remote
 from kdad_dist.doctor import NOTE, OK, PROBLEM, Finding, Request
 from kdad_dist.runtime.manifest import sync_directory
 
