@@ -1,0 +1,169 @@
+"""What the documents tell a reader to type exists, and their pictures are those of the code."""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer
+
+from kdad_dist import config
+from kdad_dist.cli import app
+from tests.architecture.test_layers import LAYERS
+from tests.architecture.test_project import keys
+from tests.needs import REPOSITORY
+
+FOLDERS = ("", "docs", "launch", "shards")
+DOCUMENTS = [
+    *(path for folder in FOLDERS for path in sorted((REPOSITORY / folder).glob("*.md"))),
+    *sorted((REPOSITORY / "configs").glob("*.yaml")),
+]
+VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+Misuse: Any = typer.BadParameter.__base__
+"""What typer raises of words that a verb does not understand."""
+KEYS = {key for key, _ in keys(config.RunConfig)}
+SECTIONS = {key.rpartition(".")[0] for key in KEYS}
+TARGETS = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
+
+
+class Command(NamedTuple):
+    where: str
+    text: str
+    whole: bool
+    """Whether it can be typed as it is, and is not a mention in a sentence."""
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.text}"
+
+
+def commands(path: Path) -> Iterator[Command]:
+    """What stands in blocks of code, in spans of code, and in the heads of recipes."""
+    text, name = path.read_text(encoding="utf-8"), str(path.relative_to(REPOSITORY))
+    if path.suffix == ".yaml":
+        head = re.findall(r"^# (?:Command:)? +(.*)", text, re.MULTILINE)
+        for line in head:
+            for part in re.split(r"&&|;|,? or |: | {3,}", line):
+                if part.strip().startswith("kdad "):
+                    yield Command(name, part.strip(), True)
+        return
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+        for part in re.split(r"&&|;", re.sub(r"(^|\s)#.*", "", line)):
+            yield Command(name, part.strip(), True)
+    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for span in re.findall(r"`([^`]+)`", prose):
+        yield Command(name, " ".join(span.split()), False)
+
+
+def typed(text: str) -> list[str]:
+    """The words after the assignments, with something for each placeholder."""
+    text = re.sub(r"\.\.\.|[\[\]]", " ", text)
+    words = shlex.split(text.replace("(", " ").replace(")", " "))
+    while words and re.match(r"[A-Z_]+=", words[0]):
+        words.pop(0)
+    words = [re.sub(r"(?<![^=])[nNS]$", "2", word) for word in words if word != "a.b=c"]
+    return ["stfpm_mvtec" if word == "CONFIG" else word for word in words]
+
+
+COMMAND = re.compile(
+    r"([A-Z_]+=\S+ )*(kdad |make [a-z]|launch/\w+\.sh|sbatch |accelerate l|python ben)"
+)
+FOUND = [command for path in DOCUMENTS for command in commands(path) if COMMAND.match(command.text)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_every_command_that_a_document_names_would_be_understood(path: Path):
+    name, wrong = str(path.relative_to(REPOSITORY)), []
+    for command in FOUND:
+        if command.where == name:
+            try:
+                understood(typed(command.text), command.whole)
+            except (AssertionError, ValueError, Misuse) as error:
+                wrong.append(f"{command}\n    {getattr(error, 'message', error)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_commands_are_found_at_all():
+    assert len(FOUND) > 100
+    assert any(command.text.startswith("kdad sweep") and command.whole for command in FOUND)
+    with pytest.raises(AssertionError):
+        understood(["kdad", "trian", "demo"], True)
+    with pytest.raises(AssertionError):
+        understood(["kdad", "train", "demo", "train.epoch=3"], True)
+    with pytest.raises(Misuse, match="sise"):
+        understood(["kdad", "pack", "a", "b", "--sise", "3"], True)
+
+
+def understood(words: list[str], whole: bool) -> None:
+    program, *rest = words
+    match program:
+        case "kdad" if rest:
+            verb(rest[0], rest[1:], whole)
+        case "make":
+            targets = [word for word in rest if "=" not in word]
+            assert set(targets) <= set(TARGETS), f"no such target: {targets}"
+        case "sbatch":
+            job = next((i for i, word in enumerate(rest) if word.endswith(".sbatch")), None)
+            if job is not None and rest[job].startswith("slurm/"):
+                script(rest[job], rest[job + 1 :], whole)
+        case "accelerate" if "kdad_dist" in rest:
+            file = rest[rest.index("--config_file") + 1]
+            assert (REPOSITORY / file).is_file(), file
+            name, *others = rest[rest.index("kdad_dist") + 1 :]
+            verb(name, others, whole)
+        case "python":
+            assert (REPOSITORY / rest[0]).is_file(), rest[0]
+        case _ if program.endswith(".sh"):
+            script(program, rest, whole)
+
+
+def script(path: str, words: list[str], whole: bool) -> None:
+    """A launch script or job, named after the verb that it runs."""
+    assert (REPOSITORY / path).is_file(), path
+    stem = Path(path).stem
+    if stem in VERBS and stem != "sweep":
+        verb(stem, words, whole and bool(words))
+
+
+def verb(name: str, words: list[str], whole: bool) -> None:
+    if name.startswith("-"):
+        return
+    assert name in VERBS, f"kdad has no verb {name}"
+    try:
+        VERBS[name].make_context(name, list(words))
+    except typer.BadParameter as error:
+        assert type(error).__name__ == "MissingParameter" and not whole, error.message
+        return
+    changes = [word for word in words if "=" in word and not word.startswith("-")]
+    if name not in {"train", "score", "sweep", "export"}:
+        assert not changes, f"kdad {name} takes no configuration"
+        return
+    unknown = {change.partition("=")[0] for change in changes} - KEYS - SECTIONS
+    assert not unknown, f"no such key: {unknown}"
+    if name in {"train", "sweep"} and words and words[0] in config.recipe_names():
+        config.load(words[0], changes)
+    elif name in {"train", "sweep"} and whole:
+        assert words[0].endswith((".yaml", ".yml")), f"no such recipe: {words[0]}"
+
+
+def test_the_layers_are_drawn_as_the_test_of_imports_has_them():
+    text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
+    drawn = {
+        int(number): set(re.split(r" +", re.split(r"<br>", names)[0].strip()))
+        for number, names in re.findall(r'^ *L(\d+)\["(.*?)"\]', text, re.MULTILINE)
+    }
+    parts = [layer for layer in LAYERS if layer != {"__main__"}]
+    assert drawn == dict(enumerate(parts))
+    arrows = re.findall(r"^ *(L\d+(?: --> L\d+)+)", text, re.MULTILINE)
+    assert arrows == [" --> ".join(f"L{i}" for i in reversed(range(len(parts))))]
+
+
+def test_every_method_is_a_module_with_a_golden_test():
+    """As docs/extending.md says."""
+    methods = [member.__args__[0].name for member in config.MethodConfig.__origin__.__args__]
+    assert {config.load(name).method.name for name in config.recipe_names()} <= set(methods)
+    for name in methods:
+        assert (REPOSITORY / f"kdad_dist/methods/{name}.py").is_file()
+        assert (REPOSITORY / f"tests/golden/test_{name}.py").is_file()
