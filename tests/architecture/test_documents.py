@@ -148,6 +148,15 @@ def verb(name: str, words: list[str], whole: bool) -> None:
         assert words[0].endswith((".yaml", ".yml")), f"no such recipe: {words[0]}"
 
 
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.suffix == ".md"], ids=lambda p: p.name)
+def test_a_link_to_a_heading_finds_it(path: Path):
+    for place, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)]+)\)", path.read_text()):
+        target = path.parent / place if place else path
+        headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE)
+        slugs = {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}
+        assert heading in slugs, f"{target.name} has no heading #{heading}"
+
+
 def test_the_layers_are_drawn_as_the_test_of_imports_has_them():
     text = (REPOSITORY / "docs" / "architecture.md").read_text(encoding="utf-8")
     drawn = {
