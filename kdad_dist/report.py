@@ -7,6 +7,7 @@ the same bytes.
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -14,6 +15,8 @@ from kdad_dist import report_charts as charts
 from kdad_dist.files import write_text, writing
 from kdad_dist.pictures import ANCHORS
 from kdad_dist.report_charts import Chart
+from kdad_dist.report_classes import TEMPLATE, classes, tells_classes
+from kdad_dist.report_classes import headline as class_headline
 from kdad_dist.report_data import METRICS, Example, Figures, RunFiles, Score, Threshold, read_run
 from kdad_dist.report_explained import evidence
 from kdad_dist.report_pictures import Panels, panels
@@ -115,7 +118,7 @@ def write_report(run: Path, png: bool = False) -> Path:
 def drawings(files: RunFiles) -> dict[str, Chart]:
     """The charts of the page, by the names of their files."""
     charts: dict[str, Chart | str] = {"loss": loss(files)}
-    for place, part in enumerate(categories(files), 1):
+    for place, part in enumerate([] if tells_classes(files) else categories(files), 1):
         charts |= {f"{kind}-{place}": getattr(part, kind) for kind in ("scores", "roc", "pro")}
     return {name: chart for name, chart in charts.items() if isinstance(chart, Chart)}
 
@@ -141,24 +144,36 @@ def template(name: str) -> jinja2.Template:
 
 def render(files: RunFiles) -> str:
     """The page, as HTML."""
+    if tells_classes(files):
+        shown = classes(files)
+        name, found = TEMPLATE, {"classes": shown, "headline": class_headline(shown)}
+    else:
+        name, found = "report.html.j2", anomalies(files)
+    in_common = {
+        "run": files,
+        "evidence": evidence(files),
+        "loss": loss(files),
+        "training": training_facts(files),
+        "provenance": files.metrics.provenance if files.metrics else {},
+    }
+    return template(name).render(found | in_common)
+
+
+def anomalies(files: RunFiles) -> dict[str, Any]:
+    """What the page shows of a run that looks for anomalies alone."""
     rows, notes = table(files)
-    scored = files.metrics
-    return template("report.html.j2").render(
-        run=files,
-        metrics=METRICS,
-        headline=headline(files),
-        rows=rows,
-        notes=notes,
-        threshold=scored.threshold if scored and scored.threshold else Threshold(),
-        rates=rates(scored.threshold) if scored and scored.threshold else "",
-        decisions=decisions(files.scores),
-        categories=categories(files),
-        evidence=evidence(files),
-        loss=loss(files),
-        training=training_facts(files),
-        colours=ANCHORS,
-        provenance=scored.provenance if scored else {},
-    )
+    threshold = files.metrics.threshold if files.metrics else None
+    return {
+        "metrics": METRICS,
+        "headline": headline(files),
+        "rows": rows,
+        "notes": notes,
+        "threshold": threshold or Threshold(),
+        "rates": rates(threshold) if threshold else "",
+        "decisions": decisions(files.scores),
+        "categories": categories(files),
+        "colours": ANCHORS,
+    }
 
 
 def categories(files: RunFiles) -> list[Category]:

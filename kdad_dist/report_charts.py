@@ -109,7 +109,7 @@ def loss_chart(
     ]
     legend = [("first", "training images")]
     if held_out:
-        legend.append(("second", "held-out normal images"))
+        legend.append(("second", "held-out images"))
     return Chart("Loss during training", " ".join(told), width, height, legend, marks)
 
 

@@ -58,6 +58,8 @@ class Figures:
     pixel_auroc: Number = None
     pixel_ap: Number = None
     pixel_aupro: Number = None
+    accuracy: Number = None
+    """Where classes are told apart: of the images of a class, or of all."""
     images: int | None = None
     notes: dict[str, str] = field(default_factory=dict)
     """Metric -> why it is None; "masks" -> which images the pixel metrics leave out."""
@@ -86,12 +88,30 @@ class Agreed:
 
 
 @dataclass(frozen=True, config=LOOSE)
+class HeldOut:
+    """Of a classifier, on the held-out training images."""
+
+    images: int
+    accuracy: Number = None
+
+
+@dataclass(frozen=True, config=LOOSE)
+class Confusion:
+    """Test images by their class and by the class that they were taken for."""
+
+    classes: list[str]
+    images: list[list[int]]
+
+
+@dataclass(frozen=True, config=LOOSE)
 class Metrics:
     mean: Figures
     categories: dict[str, Figures]
     threshold: Threshold | None = None
     synthetic: Figures | None = None
     """Of held-out normal images against the same with synthetic defects."""
+    held_out: HeldOut | None = None
+    confusion: Confusion | None = None
     provenance: dict[str, Any] = field(default_factory=dict)
     agreement: dict[str, dict[str, Agreed]] = field(default_factory=dict)
     """Of what networks look at: by kind of map, then by pair of networks."""
@@ -120,6 +140,9 @@ class Example:
     kind: str
     image: FileName
     defect_type: str | None = None
+    class_name: str | None = None
+    pred_class: str | None = None
+    """Where classes are told apart: its own, and the one that it was taken for."""
     pred_label: Label = None
     reconstruction: FileName | None = None
     mask: FileName | None = None

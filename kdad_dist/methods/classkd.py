@@ -32,7 +32,6 @@ RELATIONS = {"rkd_distance": distance_relations, "rkd_angle": angle_relations}
 class Classkd(Method):
     """A student that tells classes apart."""
 
-    tells_classes = True
     relates_images: bool
     blocks = frozenset({"BasicBlock", "Bottleneck", "Block"})
 
