@@ -12,7 +12,7 @@ from kdad_dist.cli_look import compare, doctor, status
 from kdad_dist.cli_results import export, report
 from kdad_dist.cli_run import demo, score, train
 from kdad_dist.cli_sweep import sweep
-from kdad_dist.cli_text import say
+from kdad_dist.cli_text import printable, say
 from kdad_dist.errors import KdadError, UsageError
 
 app = typer.Typer(
@@ -45,7 +45,7 @@ def fail(error: KdadError) -> NoReturn:
     # All processes of a node find the same mistake in the command or the configuration.
     everywhere = isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
     if not (everywhere or (error.shared and os.environ.get("RANK", "0") != "0")):
-        print(f"kdad: {error}", file=sys.stderr)
+        print(printable(f"kdad: {error}"), file=sys.stderr)
     sys.exit(error.exit_code)
 
 

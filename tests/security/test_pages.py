@@ -3,11 +3,14 @@
 import ast
 import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
 import kdad_dist
+from kdad_dist.cli import main
+from kdad_dist.cli_text import say
 from kdad_dist.errors import DataError
 from kdad_dist.report import write_report
 from tests.helpers_run import make_run, write_json
@@ -48,6 +51,17 @@ def test_a_picture_is_taken_from_the_run_alone(tmp_path: Path, place: str):
     write_json(examples, [entries[0] | {"image": place}])
     with pytest.raises(DataError, match="plain file name|cannot read"):
         write_report(run)
+
+
+def test_a_name_does_not_steer_the_terminal(tmp_path: Path, capsys, monkeypatch):
+    name = "\x1b]0;title\x07\x1b[2J\r\x9bgone"
+    monkeypatch.setattr(sys, "argv", ["kdad", "verify", str(tmp_path / name)])
+    with pytest.raises(SystemExit):
+        main()
+    say(f"skipped: {name}\n\tindented")
+    said = capsys.readouterr().err
+    assert r"\x1b]0;title\x07\x1b[2J\x0d\x9bgone" in said and "\n\tindented" in said
+    assert not set(said) & set("\x1b\x07\r\x9b")
 
 
 def test_every_template_escapes_by_itself_and_none_is_told_not_to():
