@@ -119,7 +119,8 @@ def checkpoint(run: Path, step: int) -> Path:
     path.mkdir(parents=True)
     (path / "weights").write_bytes(bytes(1000))
     entries = {"weights": file_entry(path / "weights")}
-    replace_manifest(path, {"version": VERSION, "step": step, "files": entries})
+    body = {"format": "dcp", "samples_seen": step, "metrics": {}, "identity": {}, "files": entries}
+    replace_manifest(path, {"version": VERSION, "step": step, **body})
     return path
 
 
