@@ -51,6 +51,8 @@ class TurnsConfig:
 
 @dataclass(frozen=True, config=CHECKED)
 class ClasskdConfig(MethodSection):
+    READING = ("explain", "beside")
+
     name: Literal["classkd"] = "classkd"
     network: ClassifierConfig = field(default_factory=ClassifierConfig)
     """The student."""
@@ -67,6 +69,10 @@ class ClasskdConfig(MethodSection):
     """Of the relations, added to cross-entropy."""
     turns: TurnsConfig = field(default_factory=TurnsConfig)
     """Of `discriminator`: which network a step trains."""
+    explain: bool = False
+    """Whether scoring compares what student, teacher and `beside` look at: Grad-CAM, Grad-CAM++."""
+    beside: ClassTeacherConfig | None = None
+    """A third classifier to compare with, such as the student trained without a teacher."""
     cache_teacher: bool = False
     """Compute the teacher's logits once, before training, and keep them in a file."""
 
@@ -77,3 +83,5 @@ class ClasskdConfig(MethodSection):
             raise ValueError(f"distill={self.distill} needs teacher.weights, a trained classifier")
         if self.cache_teacher and self.teacher is None:
             raise ValueError("cache_teacher=true needs a teacher")
+        if self.beside is not None and not self.explain:
+            raise ValueError("beside is compared with only where explain=true")

@@ -24,7 +24,7 @@ def export(config: RunConfig) -> tuple[Path, float]:
         The file, and the largest difference of a weight read back from it (0 in any sound case).
     """
     trained = restore(config)
-    student = trained.method.student
+    student = trained.method.network
     merged = merged_tensors(student)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in merged.items()}
     content = save(tensors, {"format": "pt"})

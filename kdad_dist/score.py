@@ -4,20 +4,18 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdad_dist import files, score_classes
+from kdad_dist import files, score_classes, score_explain
 from kdad_dist.config import RunConfig
-from kdad_dist.data.index import Index, Sample, Split
+from kdad_dist.data.index import Index, Split
 from kdad_dist.data.reader import ShardReader
-from kdad_dist.data.synthetic import synthetic_defect
-from kdad_dist.detector import judge
 from kdad_dist.detector_facts import provenance
 from kdad_dist.errors import DataError
 from kdad_dist.methods.readout import Moments, Readout, Standard
@@ -25,13 +23,14 @@ from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
-from kdad_dist.runtime.restore import Trained, restore, save_standard
+from kdad_dist.runtime.restore import restore, save_standard
 from kdad_dist.runtime.rundir import metrics_file, scores_folder
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import gathered, shared
 from kdad_dist.runtime.tracker import send_scores
 from kdad_dist.score_examples import write_examples, write_map
+from kdad_dist.score_explain import build_explainer
 from kdad_dist.score_parts import (
     KEPT,
     MAPS,
@@ -43,7 +42,6 @@ from kdad_dist.score_parts import (
     Part,
     Row,
     Scored,
-    ScoredUnit,
     Stored,
     forget,
     kept,
@@ -51,57 +49,12 @@ from kdad_dist.score_parts import (
     work_of,
 )
 from kdad_dist.score_results import Results, results
+from kdad_dist.score_unit import NEW, Scorer, Unit
 
 log = logging.getLogger(__name__)
 FOLDS = (0, 1)
-NEW = -1
 SAVE_EVERY = 30.0
 """Seconds of work that a process loses at most when it is killed."""
-
-
-class Unit(NamedTuple):
-    """Images that go through the network together."""
-
-    kind: str
-    samples: Sequence[Sample]
-    fold: int = NEW
-    """Half of the held-out images that these belong to."""
-
-
-@dataclass(frozen=True)
-class Scorer:
-    """Reads, scores and keeps what one process needs to do so."""
-
-    config: RunConfig
-    readouts: Sequence[Readout]
-    """One, or (`score.standardise`) those for the folds of held-out images and one for new ones."""
-    reader: ShardReader
-    device: torch.device
-
-    def __call__(self, unit: Unit) -> ScoredUnit:
-        pairs = [self.load(unit.kind, sample) for sample in unit.samples]
-        readout = self.readouts[unit.fold if len(self.readouts) > 1 else NEW]
-        said = judge(readout, [image for image, _ in pairs], self.device)
-
-        def of(part: NDArray[Any] | None) -> Sequence[NDArray[Any] | None]:
-            return [None] * len(pairs) if part is None else list(part)
-
-        masks = [mask for _, mask in pairs]
-        labels = [None] * len(pairs) if said.logits is None else said.logits.argmax(1).tolist()
-        parts = (of(said.anomaly_map), of(said.reconstruction), masks, labels)
-        images = [
-            Scored(unit.kind, *one)
-            for one in zip(unit.samples, said.pred_score.tolist(), *parts, strict=True)
-        ]
-        return ScoredUnit(images, said.seconds)
-
-    def load(self, kind: str, sample: Sample) -> tuple[NDArray[np.uint8], NDArray[np.bool_] | None]:
-        """Pixels (s, s, 3) and ground truth (s, s), None where it is not known."""
-        image = self.reader.image(sample)
-        if kind == SYNTHETIC:
-            return synthetic_defect(image, sample.key, self.config.seed)
-        known = sample.mask is not None or sample.gt_label == 0
-        return image, self.reader.mask(sample) if known else None
 
 
 def score(config: RunConfig, request: StopRequest) -> dict[str, Any]:
@@ -139,9 +92,12 @@ def score_one(config: RunConfig, request: StopRequest, here: Session) -> dict[st
         method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
         reader = ShardReader(config.data.shards, config.data.image_size)
         reading = (method, config.score, config.data.tiling)
-        scorer = Scorer(config, [Readout(*reading)], reader, here.device)
+        explainer = shared(lambda: build_explainer(config, trained, here.device))
+        scorer = Scorer(config, [Readout(*reading)], reader, here.device, explainer)
         started = time.monotonic()
-        before = resumed(config, index, trained, units, partial, here)
+        others = explainer.networks.values() if explainer else ()
+        task = work_of(config, index.fingerprint, trained, others)
+        before = resumed(task, len(units), partial, here)
         if config.score.standardise:
             standards = standards_of(scorer, units, stop, here)
             readouts = [Readout(*reading, standard) for standard in standards]
@@ -167,23 +123,13 @@ def score_one(config: RunConfig, request: StopRequest, here: Session) -> dict[st
     return metrics
 
 
-def resumed(
-    config: RunConfig,
-    index: Index,
-    trained: Trained,
-    units: Sequence[Unit],
-    partial: Path,
-    here: Session,
-) -> Kept:
-    """What an earlier attempt has left of this scoring, the same on all processes."""
-
-    def found() -> Kept:
-        return kept(partial, work_of(config, index.fingerprint, trained))
-
-    before, *_ = gathered(write(partial, lambda: found() if here.is_main else None))
+def resumed(task: dict[str, Any], units: int, partial: Path, here: Session) -> Kept:
+    """What an earlier attempt at the same task has left, the same on all processes."""
+    found = write(partial, lambda: kept(partial, task) if here.is_main else None)
+    before, *_ = gathered(found)
     assert before is not None
     if before.units:
-        log.info("going on: %d of %d units of work are done", len(before.units), len(units))
+        log.info("going on: %d of %d units of work are done", len(before.units), units)
     return before
 
 
@@ -307,10 +253,17 @@ def concluded(
         return found
     samples = {sample.key: sample for unit in units for sample in unit.samples}
     found = score_classes.results(scorer.config, partial, parts)
-    score_classes.write_mistakes(
-        partial / "examples", found.tested, lambda key: scorer.reader.image(samples[key])
-    )
-    return found
+
+    def load(key: str) -> NDArray[np.uint8]:
+        return scorer.reader.image(samples[key])
+
+    score_classes.write_mistakes(partial / "examples", found.tested, load)
+    if scorer.explainer is None:
+        return found
+    folder, classes = partial / "explained", scorer.config.data.classes or ()
+    score_explain.write_explained(folder, classes, found.tested, scorer.explainer, load)
+    agreement = score_explain.mean_over(found.tested)
+    return found._replace(metrics=found.metrics | {"agreement": agreement})
 
 
 def examples(

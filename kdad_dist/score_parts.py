@@ -26,19 +26,21 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import nn
 
 from kdad_dist import __version__, files
 from kdad_dist.config import RunConfig, plain
 from kdad_dist.data.index import Sample
 from kdad_dist.detector_facts import Timing
 from kdad_dist.errors import DataError
+from kdad_dist.metrics.agreement import Agreement
 from kdad_dist.metrics.evaluation import Evaluation
 from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime import environment
 from kdad_dist.runtime.restore import Trained
 
 log = logging.getLogger(__name__)
-VERSION = 2
+VERSION = 3
 """Raised when a part holds something else than before."""
 VAL, SYNTHETIC, TEST = "val", "synthetic", "test"
 WORK, PARTS, MAPS = "work.json", "parts", "maps"
@@ -49,6 +51,8 @@ CHOICE = (
 )
 """Keys of `data` that say which images are scored, how large, and in which pieces."""
 Row = dict[str, Any]
+Compared = dict[str, dict[str, Agreement | None]]
+"""Of one image, by kind of map and pair of networks; None where a map is constant."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Scored:
     gt_mask: NDArray[np.bool_] | None
     pred_label: int | None = None
     """The class that was predicted, where classes are told apart."""
+    agreement: Compared | None = None
+    """How far networks look at the same, where that was asked for."""
 
 
 class ScoredUnit(NamedTuple):
@@ -173,8 +179,14 @@ def _damaged(partial: Path, name: str) -> DataError:
     return DataError(f"{partial / PARTS / name} is damaged", "score again")
 
 
-def work_of(config: RunConfig, fingerprint: str, trained: Trained) -> dict[str, Any]:
-    """Everything that decides the scores and the units, by name."""
+def work_of(
+    config: RunConfig, fingerprint: str, trained: Trained, others: Iterable[nn.Module] = ()
+) -> dict[str, Any]:
+    """Everything that decides the scores and the units, by name.
+
+    Args:
+        others: networks that the trained one is compared with.
+    """
     values, device = plain(config), next(trained.method.parameters()).device
     cuda = device.type == "cuda"
     return {
@@ -182,7 +194,7 @@ def work_of(config: RunConfig, fingerprint: str, trained: Trained) -> dict[str, 
         "program": [__version__, environment.commit(), torch.__version__],
         "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
         "data": [fingerprint, *(values["data"][name] for name in CHOICE)],
-        "checkpoint": [trained.step, weights_hash(trained.method)],
+        "checkpoint": [trained.step, *map(weights_hash, (trained.method, *others))],
         "seed": config.seed,
         "method": values["method"],
         "score": values["score"],
@@ -248,5 +260,6 @@ def row(image: Scored) -> Row:
         "gt_label": sample.gt_label,
         "pred_score": image.pred_score,
         "pred_label": image.pred_label,
+        "agreement": image.agreement,
         "map_max": None if anomaly_map is None else float(anomaly_map.max()),
     }

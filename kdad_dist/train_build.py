@@ -144,7 +144,7 @@ def make(config: RunConfig, fresh: bool) -> tuple[Index, Method]:
             start_from(source, method)
         else:
             weights = read_weights(source, "train.init_from")
-            load_weights(method.student, weights, "train.init_from")
+            load_weights(method.network, weights, "train.init_from")
         log.info("the student starts from %s", source)
     return index, method
 

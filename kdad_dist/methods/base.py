@@ -51,6 +51,11 @@ class Method(nn.Module, ABC):
     def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
         """Anomaly maps and scores of RGB images in [0, 1]."""
 
+    @property
+    def network(self) -> nn.Module:
+        """What is left of the student where it is not trained any more, unwrapped."""
+        return self.student
+
     def prepare(self, image: Float[Tensor, "b 3 h w"]) -> None:
         """Looks at the first training images before a training begins; what it learns of them
         belongs into buffers of the student, which checkpoints hold.

@@ -3,7 +3,7 @@
 Nothing of the network is changed and no `.grad` is left behind.
 """
 
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -23,42 +23,58 @@ class TwoHalves(Protocol):
     def classify(self, features: Float[Tensor, "b c _h _w"]) -> Float[Tensor, "b k"]: ...
 
 
-def activation_maps(
+class Evidence(NamedTuple):
+    """What a network looks at in a batch of images, and what it takes them for."""
+
+    maps: dict[Kind, Float[Tensor, "b h w"]]
+    """In [0, 1], at the size of the images."""
+    logits: Float[Tensor, "b k"]
+
+
+def refuse_flat(name: str, network: TwoHalves, image: Float[Tensor, "b 3 h w"]) -> None:
+    """Refuses a network whose last features lie in no rows and columns.
+
+    Raises:
+        ConfigError: naming their shape.
+    """
+    with torch.no_grad():
+        shape = tuple(network.features(image).shape)
+    if len(shape) != 4:
+        raise ConfigError(
+            f"method.explain: the last features of the {name} have the shape {shape}, so there are "
+            "no rows and columns whose evidence could be drawn over an image",
+            "set method.explain=false, or choose a convolutional network such as resnet18",
+        )
+
+
+def evidence(
     network: TwoHalves, image: Float[Tensor, "b 3 h w"], label: Int64[Tensor, " b"]
-) -> dict[Kind, Float[Tensor, "b h w"]]:
-    """Both maps of the evidence for a class in each image, in [0, 1], at the image's size.
+) -> Evidence:
+    """Both maps of the evidence for a class in each image.
 
     The network is in eval mode, where each image's logits depend on that image alone.
 
     Args:
         label: the class of each image whose logit is explained.
-
-    Raises:
-        ConfigError: the network has no feature map of rows and columns.
     """
     with torch.no_grad():
         maps = network.features(image)
-    if maps.ndim != 4:
-        raise ConfigError(
-            f"the last features of this network have the shape {tuple(maps.shape)}: there are no "
-            "rows and columns whose evidence could be drawn over the image",
-            "set method.localise=none, or choose a convolutional network such as resnet18",
-        )
     with torch.enable_grad():
-        logits = network.classify(maps.requires_grad_()).gather(1, label[:, None])
-        (gradient,) = torch.autograd.grad(logits.sum(), maps)
+        logits = network.classify(maps.requires_grad_())
+        (gradient,) = torch.autograd.grad(logits.gather(1, label[:, None]).sum(), maps)
     maps = maps.detach()
 
     def drawn(weights: Tensor) -> Tensor:
-        evidence = (weights[:, :, None, None] * maps).sum(1, keepdim=True).relu()
-        large = F.interpolate(evidence, image.shape[-2:], mode="bilinear", align_corners=False)
+        found = (weights[:, :, None, None] * maps).sum(1, keepdim=True).relu()
+        large = F.interpolate(found, image.shape[-2:], mode="bilinear", align_corners=False)
         highest = large.amax((2, 3), keepdim=True)
         return (large / highest.clamp_min(torch.finfo(large.dtype).tiny)).squeeze(1)
 
-    return {
+    drawings: dict[Kind, Tensor] = {
         "gradcam": drawn(mean_weights(maps, gradient)),
         "gradcam++": drawn(higher_weights(maps, gradient)),
     }
+    return Evidence(drawings, logits.detach())
 
 
 def mean_weights(

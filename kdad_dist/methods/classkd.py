@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdad_dist.config_classkd import ClasskdConfig
 from kdad_dist.methods.base import Method
@@ -19,8 +19,8 @@ from kdad_dist.methods.distill_losses import (
 from kdad_dist.models.backbone_classifier import (
     Classifier,
     OpenRun,
-    build_class_teacher,
     build_classifier,
+    build_known,
 )
 from kdad_dist.models.discriminator import TURNS, Answers, Rivals
 from kdad_dist.models.gather import rows_of_all
@@ -49,7 +49,7 @@ class Classkd(Method):
         if isinstance(self.student, Rivals):
             self.parts, self.turn = TURNS, TURNS[0]
         if config.teacher is not None:
-            self.teacher = build_class_teacher(config.teacher, classes, image_size, open_run)
+            self.teacher = build_known(config.teacher, classes, image_size, open_run)
         self.caches_targets = config.cache_teacher
         self.relates_images = config.distill in RELATIONS
         self.train()
@@ -87,6 +87,11 @@ class Classkd(Method):
         """The logits; the score is the probability of the likeliest class."""
         logits = self.student(image).float()
         return Prediction(pred_score=logits.softmax(dim=1).amax(dim=1), logits=logits)
+
+    @property
+    def network(self) -> nn.Module:
+        """The classifier, without the discriminator that it was trained beside."""
+        return self.student.classifier if isinstance(self.student, Rivals) else self.student
 
     def targets(self, image: Float[Tensor, "b 3 h w"]) -> Features:
         """The teacher's logits as maps of one pixel, (b, k, 1, 1)."""

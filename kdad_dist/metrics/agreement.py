@@ -11,7 +11,7 @@ HOTTEST = 0.2
 
 
 class Agreement(NamedTuple):
-    """Of two maps."""
+    """Of two maps of an image."""
 
     correlation: float
     """Pearson's, over the pixels: 1 where one map is the other but for offset and scale."""

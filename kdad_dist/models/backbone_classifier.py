@@ -49,6 +49,7 @@ class Classifier(nn.Module):
         self.encoder = encoder
         self.head = head
         self.freeze = freeze
+        self.channels_last_maps = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
         # An empty batch breaks the reshapes of transformers; BatchNorm would count a blank image.
         self.takes_empty = any(isinstance(m, _BatchNorm) for m in encoder.modules())
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -63,12 +64,14 @@ class Classifier(nn.Module):
     def features(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c _h _w"]:
         """The encoder's last maps."""
         encoder: Any = self.encoder
-        return encoder.forward_features((image - self.mean) / self.std)
+        maps = encoder.forward_features((image - self.mean) / self.std)
+        return maps.permute(0, 3, 1, 2) if self.channels_last_maps else maps
 
     def classify(self, features: Float[Tensor, "b c _h _w"]) -> Float[Tensor, "b k"]:
         """The logits of what `features` gave."""
         encoder: Any = self.encoder
-        return self.head(encoder.forward_head(features))
+        maps = features.permute(0, 2, 3, 1) if self.channels_last_maps else features
+        return self.head(encoder.forward_head(maps))
 
     def train(self, mode: bool = True) -> "Classifier":
         """A frozen encoder stays in eval mode: its BatchNorm keeps the statistics it came with."""
@@ -135,35 +138,44 @@ def frozen(network: Classifier, config: ClassifierConfig) -> Classifier:
     return network
 
 
-def build_class_teacher(
-    config: ClassTeacherConfig, classes: Sequence[str], image_size: int, open_run: OpenRun
+def build_known(
+    config: ClassTeacherConfig,
+    classes: Sequence[str],
+    image_size: int,
+    open_run: OpenRun,
+    key: str = "method.teacher",
 ) -> Classifier:
     """The frozen network of another run, in eval mode.
+
+    Args:
+        key: of the configuration that names it.
 
     Raises:
         ConfigError: it tells other classes apart.
         WeightsError: there is none, or it does not say what it is.
     """
     path = Path(config.weights)
-    known = open_run(path) if path.is_dir() else read_export(path)
+    known = open_run(path) if path.is_dir() else read_export(path, f"{key}.weights")
     if known.classes != list(classes):
         raise ConfigError(
-            f"the teacher {known.source} tells apart {', '.join(known.classes)}, and the student "
-            f"is to tell apart {', '.join(classes)}",
-            "set data.classes to those of the teacher, in its order, or train a teacher of these",
+            f"{key}.weights: {known.source} tells apart {', '.join(known.classes)}, and the "
+            f"student is to tell apart {', '.join(classes)}",
+            "set data.classes to those of that run, in its order, or train one of these classes",
         )
     network = assemble(known.backbone, known.head, len(classes), image_size)
-    load_weights(network, known.tensors, known.source, "method.teacher.weights")
+    load_weights(network, known.tensors, known.source, f"{key}.weights")
     return network.eval().requires_grad_(False)
 
 
-def read_export(path: Path) -> KnownClassifier:
+def read_export(path: Path, key: str) -> KnownClassifier:
     """The classifier in a file that `kdad export` wrote, which its manifest describes.
+
+    Args:
+        key: of the configuration that names the file.
 
     Raises:
         WeightsError: it is no such file.
     """
-    key = "method.teacher.weights"
     tensors = read_weights(path, key)
     try:
         manifest = json.loads(path.with_name(MANIFEST).read_bytes())

@@ -1,5 +1,6 @@
 """A classifier and the discriminator of its answers, trained in turns by real processes."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -86,4 +87,20 @@ def test_several_processes_learn_what_one_does_across_the_turns(duel: Path, alon
 
 def test_a_run_with_a_discriminator_is_a_teacher_like_any_other(duel: Path, alone: Path):
     words = [f"method.teacher.weights={alone}", "method.distill=hinton", "train.steps=1"]
-    trained(duel, "taught", 1, "ddp", *words)
+    taught = trained(duel, "taught", 1, "ddp", *words)
+    # What it looks at is compared, with the same bits on any number of processes.
+    beside = f"method.beside.weights={duel.parent / 'teacher'}"
+    found = set()
+    for processes in (1, 3):
+        succeeds("score", taught, "method.explain=true", beside, processes=processes)
+        metrics = json.loads((taught / "metrics.json").read_text())
+        found.add(json.dumps(metrics["agreement"], sort_keys=True))
+        found.add((taught / "scores/explained/explained.json").read_text())
+    assert len(found) == 2
+    for pairs in metrics["agreement"].values():
+        assert set(pairs) == {"student_teacher", "student_beside", "teacher_beside"}
+        for pair in pairs.values():
+            assert pair["images"] + pair["without"] == 10
+            assert pair["correlation"] is None or -1 <= pair["correlation"] <= 1
+    succeeds("report", taught)
+    assert "What the networks look at" in (taught / "report.html").read_text()

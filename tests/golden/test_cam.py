@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from kdad_dist.errors import ConfigError
-from kdad_dist.methods.cam import activation_maps, higher_weights, mean_weights
+from kdad_dist.methods.cam import evidence, higher_weights, mean_weights, refuse_flat
+from kdad_dist.models.backbone_classifier import Classifier
 
 
 class ByHand(nn.Module):
@@ -62,7 +63,9 @@ def test_alpha_is_that_of_the_paper():
 
 
 def test_the_maps_are_those_worked_by_hand():
-    found = activation_maps(ByHand(), image(), torch.tensor([0]))
+    said = evidence(ByHand(), image(), torch.tensor([0]))
+    assert said.logits.tolist() == [[10.0, -4.0]]
+    found = said.maps
     # 1 A + 0.75 B, highest where B is 2.
     by_hand = {"gradcam": [[2.0, 1.0], [0.75, 2.5]]}
     by_hand["gradcam++"] = [[4 / 9, 2 / 9], [3 / 11, 2 / 9 + 6 / 11]]
@@ -72,7 +75,7 @@ def test_the_maps_are_those_worked_by_hand():
 
 
 def test_evidence_against_a_class_is_not_drawn():
-    found = activation_maps(ByHand(), image(), torch.tensor([1]))
+    found = evidence(ByHand(), image(), torch.tensor([1])).maps
     assert all((values == 0).all() for values in found.values())
 
 
@@ -84,11 +87,11 @@ def test_batched_maps_are_those_of_each_image_and_the_network_is_left_as_it_was(
         pictures = torch.rand(3, 3, 64, 64)
     before = {key: value.clone() for key, value in network.state_dict().items()}
     label = torch.tensor([0, 4, 2])
-    together = activation_maps(OfTimm(network), pictures, label)
+    together = evidence(OfTimm(network), pictures, label).maps
     for kind, values in together.items():
         assert values.shape == (3, 64, 64) and not values.requires_grad
         assert values.min() >= 0 and values.max() <= 1
-        alone = activation_maps(OfTimm(network), pictures[1:2], label[1:2])[kind]
+        alone = evidence(OfTimm(network), pictures[1:2], label[1:2]).maps[kind]
         assert np.allclose(values[1:2], alone, atol=1e-4)
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
     assert all(p.grad is None and p.requires_grad for p in network.parameters())
@@ -96,5 +99,22 @@ def test_batched_maps_are_those_of_each_image_and_the_network_is_left_as_it_was(
 
 def test_a_network_without_rows_and_columns_is_refused():
     network = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=5)
-    with pytest.raises(ConfigError, match=r"shape \(1, 5, 192\)"):
-        activation_maps(OfTimm(network), torch.rand(1, 3, 32, 32), torch.tensor([0]))
+    with pytest.raises(ConfigError, match=r"features of the teacher have the shape \(1, 5, 192\)"):
+        refuse_flat("teacher", OfTimm(network), torch.rand(1, 3, 32, 32))
+    refuse_flat("student", ByHand(), image())
+
+
+def test_channels_that_come_last_are_put_in_front():
+    class Last(nn.Module):
+        output_fmt = "NHWC"
+
+        def forward_features(self, image: Tensor) -> Tensor:
+            return image[:, :2, ::2, ::2].permute(0, 2, 3, 1)
+
+        def forward_head(self, maps: Tensor) -> Tensor:
+            return maps.mean((1, 2))
+
+    network = Classifier(Last(), nn.Linear(2, 3), (0, 0, 0), (1, 1, 1))
+    maps = network.features(image())
+    assert maps.tolist() == [[A, B]]
+    assert torch.allclose(network.classify(maps), network.head(maps.mean((2, 3))))
