@@ -8,9 +8,9 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from kdad_dist.errors import DataError
-from kdad_dist.report_text import COLUMNS
+from kdad_dist.report_text import ACCURACY, COLUMNS
 
-METRICS = {**COLUMNS, "accuracy": "accuracy"}
+METRICS = {**ACCURACY, **COLUMNS}
 """Every figure that a run may have, and its name for a person."""
 
 

@@ -128,11 +128,13 @@ def mean_label(found: Table) -> str:
 def remarks(found: Table) -> list[str]:
     """What to know of the figures, a sentence or two for each matter."""
     own, other = found["checkpoint"], next(k for k in KINDS if k != found["checkpoint"])
-    rules = " or ".join(found["rules"]["selected"])
+    rule = " or ".join(found["rules"]["selected"]) or "not known yet"
+    images = (
+        "all images, with their labels" if "accuracy" in known(found) else "normal images alone"
+    )
     said = [
-        f"Selected: the checkpoint of the {rules or 'lowest loss on held-out images'}; "
-        f"final: the last one. The {own} one counts (score.checkpoint), the {other} one stands "
-        "beside it.",
+        f"Selected: {rule} ({images}); final: the last step. The {own} checkpoint counts "
+        f"(score.checkpoint), the {other} one stands beside it.",
     ]
     if found["seeds"] > 1:
         said.append("Mean ± sample deviation over seeds.")

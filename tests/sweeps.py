@@ -10,8 +10,8 @@ import yaml
 
 from kdad_dist.config import dump
 from kdad_dist.data.writer import pack
-from kdad_dist.report_text import COLUMNS
 from kdad_dist.sweep import Job
+from kdad_dist.sweep_published import METRICS
 from tests.helpers import make_mvtec
 
 ODD = "wo od, |'q\" $(touch x)"
@@ -51,9 +51,9 @@ def finish(job: Job, final: dict[str, float] | None = None, **figures: float | N
     os.utime(job.run / "config.yaml", (1e9, 1e9))  # scoring comes later
     (job.run / "status.json").write_text('{"state": "finished"}')
     for name, rule, values in (
-        ("metrics.json", "lowest loss on held-out normal images", figures),
+        ("metrics.json", "lowest loss on held-out images", figures),
         ("metrics-last.json", "last", figures if final is None else final),
     ):
-        mean = dict.fromkeys(COLUMNS, None) | values
+        mean = dict.fromkeys(METRICS, None) | values
         told = {"checkpoint_rule": rule, "checkpoint_step": 4}
         (job.run / name).write_text(json.dumps({"mean": mean, "provenance": told}))

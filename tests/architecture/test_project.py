@@ -92,6 +92,7 @@ def test_setup_cfg_lists_every_package() -> None:
     ("package", "folder"),
     [
         ("kdad_dist.recipes", "configs"),
+        ("kdad_dist.recipes.variants", "configs/variants"),
         ("kdad_dist.launch", "launch"),
         ("kdad_dist.launch.accelerate", "launch/accelerate"),
         ("kdad_dist.slurm", "slurm"),

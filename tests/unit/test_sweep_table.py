@@ -112,10 +112,10 @@ def test_both_checkpoints_stand_in_the_table_and_the_configured_one_counts(confi
     assert (figure["mean"], figure["selected"]["mean"], figure["final"]["mean"]) == (0.6, 0.7, 0.6)
     assert found["mean"]["image_auroc"]["mean"] == pytest.approx(0.7)
     assert found["mean"]["image_auroc"]["selected"]["mean"] == pytest.approx(0.8)
-    assert found["rules"]["selected"] == ["lowest loss on held-out normal images"]
+    assert found["rules"]["selected"] == ["lowest loss on held-out images"]
     text = (sweep.directory / "table.md").read_text()
     assert "Of the final checkpoints:" in text
-    assert "Selected: the checkpoint of the lowest loss on held-out normal images;" in text
+    assert "Selected: lowest loss on held-out images (normal images alone);" in text
     assert "| zip " in text and "|   0.9000 | 0.8000 |" in text
 
 
@@ -202,6 +202,21 @@ def test_what_recipes_quote_as_published_is_sound_and_of_the_classes_they_name()
         for row in read_published(find("vitkd_cifar10")).values()
     )
     assert "demo" in recipe_names() and read_published(find("demo")) == {}
+
+
+def test_shipped_variants_are_those_of_their_recipe_and_what_is_published_of_them() -> None:
+    for path in sorted((recipes_directory() / "variants").glob("*.yaml")):
+        sweep = plan_variants(path.stem, [], path.stem, 1)
+        assert set(sweep.published) <= set(sweep.names)
+    jobs = {job.name: job for job in plan_variants("classkd_cifar10", [], path.stem, 1).jobs}
+    for name, distill in (("ce", "none"), ("kd", "hinton"), ("ld", "discriminator")):
+        frozen, unfrozen = (
+            jobs[f"{name}{'-r18' * (name == 'ce')}-{kind}"] for kind in ("frozen", "unfrozen")
+        )
+        freezes = [job.config.method.network.freeze for job in (frozen, unfrozen)]
+        assert freezes == ["all_but_bn", "none"] and frozen.config.method.distill == distill
+        teachers = [need.name for need in unfrozen.needs]
+        assert teachers == ([] if name == "ce" else ["ce-r50-frozen"])
 
 
 def test_the_page_of_a_sweep_shows_tables_curves_links_and_what_is_missing(config):
