@@ -80,7 +80,7 @@ def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_a
     table = json.loads((sweep / "table.json").read_text())
     assert [run["reason"] for run in table["runs"]] == [None, "early is preempted"]
 
-    done = kdad(*words)
+    done = kdad(*words, timeout=400)
     assert done.codes == [0], done.text
     assert "going on from step" in (sweep / "early.log").read_text()
     assert [state(sweep / name) for name in ("early", "late")] == ["finished", "finished"]
