@@ -14,6 +14,13 @@ def recipes(incomplete: str) -> list[str]:
     return [name for name in recipe_names() if name.startswith(incomplete)]
 
 
+def shipped_variants(incomplete: str) -> list[str]:
+    """The shipped lists of variants that begin so."""
+    from kdad_dist.sweep_variants import variant_names
+
+    return [name for name in variant_names() if name.startswith(incomplete)]
+
+
 Run = Annotated[Path, typer.Argument(help="The directory that `kdad train` wrote.")]
 Config = Annotated[
     str,
@@ -23,6 +30,13 @@ Config = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Changes to the configuration: key.subkey=value ...")
+]
+Variants = Annotated[
+    str | None,
+    typer.Option(
+        help="Instead of classes: a YAML file of variants, or a shipped one's name.",
+        autocompletion=shipped_variants,
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from kdad_dist.cli_choices import Config, Json, Overrides
+from kdad_dist.cli_choices import Config, Json, Overrides, Variants
 from kdad_dist.cli_text import answer, say
 from kdad_dist.errors import UsageError
 
@@ -16,10 +16,7 @@ def sweep(
         list[str] | None,
         typer.Option(help="Classes, with commas between; may be repeated. All where not given."),
     ] = None,
-    variants: Annotated[
-        str | None,
-        typer.Option(help="Instead of classes: a YAML file of variants, or a shipped one's name."),
-    ] = None,
+    variants: Variants = None,
     seeds: Annotated[int, typer.Option(min=1, help="Runs of each class, seeds counted up.")] = 1,
     jobs: Annotated[
         int | None, typer.Option(min=1, help="Runs at once: here 1, under SLURM as many as fit.")

@@ -56,6 +56,11 @@ def filled(value: Any, runs: Mapping[str, str]) -> Any:
     return runs[found[1]] + (found[2] or "") if found else value
 
 
+def variant_names() -> list[str]:
+    """The shipped lists of variants."""
+    return sorted(path.stem for path in (recipes_directory() / "variants").glob("*.yaml"))
+
+
 def find_variants(name: str) -> Path:
     """The YAML file at this path, or the shipped one of this name.
 
@@ -65,10 +70,9 @@ def find_variants(name: str) -> Path:
     shipped = recipes_directory() / "variants"
     path = Path(name) if Path(name).suffix in {".yaml", ".yml"} else shipped / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in shipped.glob("*.yaml")))
         raise ConfigError(
             f"{name!r} is neither a .yaml file nor a shipped list of variants",
-            f"give a path that ends in .yaml, or one of: {known}",
+            f"give a path that ends in .yaml, or one of: {', '.join(variant_names())}",
         )
     return path
 

@@ -57,6 +57,10 @@ def test_a_whole_run_gives_a_page_with_every_part(tmp_path: Path) -> None:
         assert words in page.text
     assert page.count("svg") == 4
     assert "not scored" not in page.text.lower()
+    assert not (run / "figures").exists()
+    write_report(run, png=True)
+    drawn = {path.stem for path in (run / "figures").iterdir()}
+    assert drawn == {"loss", "scores-1", "roc-1", "pro-1"}
     assert not list(run.glob(".report*"))
 
 
