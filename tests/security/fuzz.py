@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from kdad_dist.errors import KdadError
 
-FEW, MANY = 40, 5000
+FEW, MANY = 40, 2000
 fuzzed = pytest.mark.parametrize(
     "examples", [FEW, pytest.param(MANY, marks=pytest.mark.soak)], ids=["few", "many"]
 )
