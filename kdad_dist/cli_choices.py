@@ -64,3 +64,5 @@ class Mode(StrEnum):
 
 class Format(StrEnum):
     SAFETENSORS = "safetensors"
+    ONNX = "onnx"
+    TORCH = "torch"

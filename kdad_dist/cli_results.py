@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from kdad_dist.cli_choices import Format, Overrides, Run
-from kdad_dist.cli_text import say
+from kdad_dist.cli_choices import Format, Json, Overrides, Run
+from kdad_dist.cli_text import answer, exported, say
 from kdad_dist.errors import UsageError
 
 
@@ -34,11 +34,21 @@ def report(
 def export(
     run: Run,
     overrides: Overrides = None,
-    format: Annotated[Format, typer.Option(help="Kind of file.")] = Format.SAFETENSORS,
+    format: Annotated[
+        Format,
+        typer.Option(help="The student's weights (safetensors), or all that judges an image."),
+    ] = Format.SAFETENSORS,
+    compare: Annotated[
+        int,
+        typer.Option(min=0, help="With onnx and torch: test images to compare on; 0: all."),
+    ] = 64,
+    as_json: Json = False,
 ) -> None:
-    """Write the student's weights to one file, checked against the checkpoint."""
+    """Write one file for other programs, compared with the run."""
     from kdad_dist.config import load_run
     from kdad_dist.export import export as export_run
 
-    path, difference = export_run(load_run(run, overrides or []))
-    say(f"exported: {path}\nlargest difference to the checkpoint: {difference:g}")
+    facts = export_run(load_run(run, overrides or []), format.value, compare)
+    say(exported(facts))
+    if as_json:
+        answer(facts)

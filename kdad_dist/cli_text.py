@@ -39,6 +39,31 @@ def judged(facts: dict[str, Any]) -> str:
     return f"{number}: {anomalous} anomalous, {images - anomalous} normal"
 
 
+def exported(facts: dict[str, Any]) -> str:
+    """What `kdad export` wrote, and how far it is from the run."""
+    lines = [f"exported: {facts['path']} ({facts['bytes'] / 1e6:.1f} MB)"]
+    if "parity" not in facts:
+        return "\n".join(
+            [*lines, f"largest difference to the checkpoint: {facts['largest_difference']:g}"]
+        )
+    parity, detector = facts["parity"], facts["detector"]
+    on = f"{parity['images']} of {parity['test_images']} test images"
+    if parity["generated"]:
+        on = f"{parity['images']} images of noise ({parity['generated']})"
+    lines.append(f"compared with the run on {on}:")
+    for name in ("pred_score", "anomaly_map"):
+        if name in parity:
+            largest, of = (parity[name][f"largest_{what}"] for what in ("difference", "value"))
+            lines.append(f"  {name}: largest difference {largest:.2g}, of values up to {of:.3g}")
+    for name in ("image_auroc", "pixel_auroc"):
+        ours, theirs = parity[name]["run"], parity[name]["exported"]
+        if ours is not None:
+            lines.append(f"  {name}: {ours:.6f}, exported {theirs:.6f}")
+    missing = "none: run `kdad score` first, with the same words, to have one in the file"
+    lines.append(f"threshold: {detector.get('threshold', missing)}")
+    return "\n".join(lines)
+
+
 def summary(packed: dict[str, Any]) -> str:
     """What `kdad pack` did, for a person."""
     lines = [f"layout: {packed['layout']}, because {packed['reason']}"]

@@ -45,6 +45,10 @@ class CheckpointError(KdadError):
     """A checkpoint is missing, damaged or belongs to another run."""
 
 
+class ExportError(KdadError):
+    """What was exported is not what the run computes, or cannot be expressed in the format."""
+
+
 class TrainingError(KdadError):
     """Training cannot go on: a loss or a gradient is not finite."""
 

@@ -1,68 +1,70 @@
-"""One file with the student's weights, LoRA merged, the same bytes for the same weights."""
+"""Files for other programs: a student's weights, or the whole detector as one graph."""
 
 import hashlib
-from pathlib import Path
+import json
+from typing import Any, Literal
 
-import torch
-from safetensors.torch import load_file, save
-
-from kdad_dist import files
+from kdad_dist import __version__, files
 from kdad_dist.config import RunConfig, digest, plain
-from kdad_dist.errors import CheckpointError
-from kdad_dist.models.lora import merged_tensors
-from kdad_dist.runtime.restore import restore
+from kdad_dist.export_made import Made
+from kdad_dist.models.weights import MANIFEST
+
+Format = Literal["safetensors", "onnx", "torch"]
 
 
-def export(config: RunConfig) -> tuple[Path, float]:
-    """Writes `export/student.safetensors` below the run, from the chosen checkpoint.
+def export(config: RunConfig, kind: Format, compared: int = 64) -> dict[str, Any]:
+    """Writes one file below `export/` of the run, from the chosen checkpoint, once it is checked.
 
-    Nothing but the weights stands in it, those of a network without LoRA: what LoRA learnt is added
-    to the weights it adapts. `manifest.json` beside it says where they come from. `train.init_from`
-    reads it, and `method.weights` of a masked autoencoder.
+    `manifest.json` beside it says of each file there what it holds and how it was checked.
+
+    Args:
+        compared: test images, at most, on which a graph is compared with the run; 0: all.
 
     Returns:
-        The file, and the largest difference of a weight read back from it (0 in any sound case).
-    """
-    trained = restore(config)
-    student = trained.method.network
-    merged = merged_tensors(student)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in merged.items()}
-    content = save(tensors, {"format": "pt"})
-    folder = config.directory / "export"
-    path = folder / "student.safetensors"
-    with files.writing(folder):
-        folder.mkdir(exist_ok=True)
-        files.write_bytes(path, content)
-        difference = parity(tensors, path)
-        files.write_json(
-            folder / "manifest.json",
-            {
-                "file": path.name,
-                "bytes": len(content),
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "method": plain(config)["method"],
-                "classes": config.data.classes,
-                "config_digest": digest(config),
-                "checkpoint_step": trained.step,
-                "checkpoint_rule": trained.rule,
-                "lora_merged": merged.keys() != student.state_dict().keys(),
-                "largest_difference": difference,
-            },
-        )
-    return path, difference
-
-
-def parity(tensors: dict[str, torch.Tensor], path: Path) -> float:
-    """The largest difference between the tensors and what the file gives back.
+        The file's entry in the manifest, and its `path`.
 
     Raises:
-        CheckpointError: the file lacks one of them.
+        UsageError: the run cannot be exported like this; nothing is written.
+        ExportError: what came out differs from the run; nothing is written.
+        CheckpointError, DataError: the run is not sound, or the file cannot be written.
     """
-    stored = load_file(path)
-    if stored.keys() != tensors.keys():
-        raise CheckpointError(f"{path} does not hold what was exported", "export again")
-    return max(
-        (stored[name].double() - tensor.double()).abs().max().item()
-        for name, tensor in tensors.items()
-        if tensor.numel()
-    )
+    made = make(config, kind, compared)
+    entry = {
+        "bytes": len(made.content),
+        "sha256": hashlib.sha256(made.content).hexdigest(),
+        "program": f"kdad_dist {__version__}",
+        "method": plain(config)["method"],
+        "classes": config.data.classes,
+        "config_digest": digest(config),
+        **made.facts,
+    }
+    folder = config.directory / "export"
+    with files.writing(folder):
+        folder.mkdir(exist_ok=True)
+        with files.in_turn(folder / MANIFEST):
+            files.write_bytes(folder / made.name, made.content)
+            known = {
+                name: old for name, old in manifest(config).items() if (folder / name).exists()
+            }
+            files.write_json(folder / MANIFEST, {**known, made.name: entry})
+    return {"path": str(folder / made.name), **entry}
+
+
+def make(config: RunConfig, kind: Format, compared: int) -> Made:
+    """The checked content of a file."""
+    if kind == "safetensors":
+        from kdad_dist.export_weights import weights
+
+        return weights(config)
+    from kdad_dist.export_graph import detector_file  # torch.export takes seconds to import
+
+    return detector_file(config, kind, compared)
+
+
+def manifest(config: RunConfig) -> dict[str, Any]:
+    """What is known of the files that were exported before, by name."""
+    try:
+        found = json.loads((config.directory / "export" / MANIFEST).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}

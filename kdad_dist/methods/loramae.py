@@ -32,6 +32,10 @@ class LoraMae(Method):
     std: Tensor
     hidden: Int64[Tensor, "partitions masks hidden"]
     """Patches that each mask hides; over the masks of a partition, every patch once."""
+    visible: Int64[Tensor, "partitions masks visible"]
+    """Patches that each mask leaves."""
+    place: Int64[Tensor, "partitions patches"]
+    """Where in `hidden`, mask after mask, each patch stands."""
 
     def __init__(self, config: LoraMaeConfig, image_size: int, seed: int) -> None:
         super().__init__()
@@ -43,7 +47,11 @@ class LoraMae(Method):
             partition(self.student.grid, read.masks, read.pattern, seed, number)
             for number in range(read.partitions)
         ]
-        self.register_buffer("hidden", torch.stack(masks), persistent=False)
+        hidden = torch.stack(masks)
+        visible = torch.stack([complement(m, self.patches) for m in masks])
+        self.register_buffer("hidden", hidden, persistent=False)
+        self.register_buffer("visible", visible, persistent=False)
+        self.register_buffer("place", hidden.flatten(1).argsort(), persistent=False)
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
 
@@ -75,7 +83,7 @@ class LoraMae(Method):
         """What each partition's masks make the student put in the place of every patch of a
         normalised image, on the image's own scale.
         """
-        filled = torch.stack([self.fill(image, hidden) for hidden in self.hidden])
+        filled = torch.stack([self.fill(image, number) for number in range(len(self.hidden))])
         if not self.config.norm_pix_loss:
             return filled
         mean, deviation = moments(patchify(image, self.patch))
@@ -95,20 +103,20 @@ class LoraMae(Method):
         return unpatchify(error, self.patch).mean(dim=1)
 
     def fill(
-        self, image: Float[Tensor, "b 3 h w"], hidden: Int64[Tensor, "masks hidden"]
+        self, image: Float[Tensor, "b 3 h w"], partition: int
     ) -> Float[Tensor, "b patches values"]:
         """What the student puts in the place of each patch while its mask hides it.
 
         All masks of all images go through the student at once.
         """
-        masks, images = len(hidden), len(image)
-        visible = complement(hidden, self.patches)
+        hidden, visible = self.hidden[partition], self.visible[partition]
+        masks, images = len(hidden), image.shape[0]
         predicted = self.student(
             image.repeat_interleave(masks, dim=0),
             visible.repeat(images, 1),
             hidden.repeat(images, 1),
         )
-        in_order = hidden.flatten().argsort()
+        in_order = self.place[partition]
         return predicted.float().view(images, self.patches, -1)[:, in_order]
 
     def picture(self, patches: Float[Tensor, "b patches values"]) -> Float[Tensor, "b 3 h w"]:

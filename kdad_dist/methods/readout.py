@@ -79,9 +79,20 @@ class Readout(nn.Module):
     @torch.no_grad()
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
         """RGB in [0, 1]; `pred_score` is always given, `anomaly_map` where the method has one."""
-        device, config = image.device.type, self.config
-        with torch.autocast(device, torch.bfloat16, enabled=config.precision == "bf16"):
-            raw = self.predict(image)
+        reduced = self.config.precision == "bf16"
+        with torch.autocast(image.device.type, torch.bfloat16, enabled=reduced):
+            raw = self.predict(image, self.config.batch_size)
+        return self.finish(raw)
+
+    def predict(self, image: Float[Tensor, "b 3 h w"], largest: int | None) -> Prediction:
+        """What the method says of whole images; `largest` as for `predict_tiles`."""
+        if self.tiling.count == 1:
+            return self.method.predict(image)
+        return predict_tiles(self.method.predict, image, self.tiling, largest)
+
+    def finish(self, raw: Prediction) -> Prediction:
+        """What is reported of what the method says of a batch."""
+        config = self.config
         if raw.anomaly_map is None:
             return raw
         anomaly_map = smooth(raw.anomaly_map.float(), config.smooth_sigma, config.smooth_radius)
@@ -91,12 +102,6 @@ class Readout(nn.Module):
             anomaly_map = self.standard(anomaly_map)
         score = raw.pred_score if raw.pred_score is not None else reduce(anomaly_map, config)
         return replace(raw, anomaly_map=anomaly_map, pred_score=score.float())
-
-    def predict(self, image: Float[Tensor, "b 3 h w"]) -> Prediction:
-        """What the method says of whole images."""
-        if self.tiling.count == 1:
-            return self.method.predict(image)
-        return predict_tiles(self.method.predict, image, self.tiling, self.config.batch_size)
 
 
 def readout_of(config: RunConfig) -> str:

@@ -13,7 +13,7 @@ Predict = Callable[[Float[Tensor, "b 3 t t"]], Prediction]
 
 
 def predict_tiles(
-    predict: Predict, image: Float[Tensor, "b 3 s s"], tiling: Tiling, largest: int
+    predict: Predict, image: Float[Tensor, "b 3 s s"], tiling: Tiling, largest: int | None
 ) -> Prediction:
     """What `predict` says of the tiles of each image, as if it had said so of the image.
 
@@ -21,9 +21,10 @@ def predict_tiles(
     anomalous tile.
 
     Args:
-        largest: tiles that go through the network together, at most.
+        largest: tiles that go through the network together, at most; None: all of them.
     """
-    said = [predict(tiles) for tiles in cut(image, tiling).split(largest)]
+    tiles = cut(image, tiling)
+    said = [predict(part) for part in (tiles.split(largest) if largest else [tiles])]
 
     def joined(name: str) -> Tensor | None:
         parts = [getattr(part, name) for part in said]

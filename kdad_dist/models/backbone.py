@@ -67,7 +67,7 @@ class FeatureNet(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Features:
         """The chosen layers' maps, shallow to deep, each (b, c, h, w). `b` may be 0."""
-        if len(image) == 0 and not self.takes_empty:
+        if image.shape[0] == 0 and not self.takes_empty:
             one = image.new_zeros(1, *image.shape[1:])
             return tuple(feature[:0] for feature in self.forward(one))
         maps = self.network(image)

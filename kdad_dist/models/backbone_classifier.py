@@ -179,7 +179,8 @@ def read_export(path: Path, key: str) -> KnownClassifier:
     tensors = read_weights(path, key)
     try:
         manifest = json.loads(path.with_name(MANIFEST).read_bytes())
-        network, classes = manifest["method"]["network"], list(manifest["classes"])
+        entry = manifest[path.name]
+        network, classes = entry["method"]["network"], list(entry["classes"])
         return KnownClassifier(str(path), network["backbone"], network["head"], classes, tensors)
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise WeightsError(

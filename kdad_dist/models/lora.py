@@ -65,6 +65,17 @@ def _adapt(block: nn.Module, target: str, config: LoraConfig) -> None:
     block.set_submodule(target, layer)
 
 
+def merge(network: nn.Module) -> None:
+    """Puts alpha / rank * B A into the weights themselves: the network is one without LoRA."""
+    tensors = merged_tensors(network)
+    for name, layer in list(network.named_modules()):
+        if isinstance(layer, LoraLinear):
+            bias = layer.bias is not None
+            plain = nn.Linear(layer.in_features, layer.out_features, bias, device="meta")
+            network.set_submodule(name, plain)
+    network.load_state_dict(tensors, assign=True)
+
+
 def merged_tensors(network: nn.Module) -> dict[str, Tensor]:
     """The tensors of the same network without LoRA, whose weights hold alpha / rank * B A.
 

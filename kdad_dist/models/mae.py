@@ -109,7 +109,7 @@ class MaskedAutoencoder(nn.Module):
             image: normalised; its hidden patches are not looked at. `b` may be 0.
             visible, hidden: patch numbers, row by row.
         """
-        if len(image) == 0:  # a blank image stands in, so that all parameters have a gradient
+        if image.shape[0] == 0:  # a blank image stands in, so that all parameters have a gradient
             blank = (given.new_zeros(1, *given.shape[1:]) for given in (image, visible, hidden))
             return self.forward(*blank)[:0]
         return self.decode(self.encode(image, visible), visible, hidden)
@@ -118,9 +118,10 @@ class MaskedAutoencoder(nn.Module):
         self, image: Float[Tensor, "b 3 s s"], visible: Int64[Tensor, "b v"]
     ) -> Float[Tensor, "b v+1 dim"]:
         """Tokens of CLS and of the visible patches."""
-        patches = torch.take_along_dim(patchify(image, self.patch), visible[..., None], dim=1)
-        tokens = self.patch_embed(patches) + self.pos_embed[0, 1 + visible]
-        cls = (self.cls_token[0] + self.pos_embed[0, :1]).expand(len(image), -1, -1)
+        patches = patchify(image, self.patch)
+        seen = patches.gather(1, visible[..., None].expand(-1, -1, patches.shape[2]))
+        tokens = self.patch_embed(seen) + self.pos_embed[0, 1 + visible]
+        cls = (self.cls_token[0] + self.pos_embed[0, :1]).expand(image.shape[0], -1, -1)
         return self.norm(self._run(self.blocks, torch.cat([cls, tokens], dim=1)))
 
     def decode(
@@ -130,7 +131,7 @@ class MaskedAutoencoder(nn.Module):
         hidden: Int64[Tensor, "b h"],
     ) -> Float[Tensor, "b h values"]:
         positions = self.decoder_pos_embed[0]
-        cls = positions[0].expand(len(visible), 1, -1)
+        cls = positions[0].expand(visible.shape[0], 1, -1)
         seen = self.decoder_embed(encoded) + torch.cat([cls, positions[1 + visible]], dim=1)
         unseen = self.mask_token + positions[1 + hidden]
         tokens = self._run(self.decoder_blocks, torch.cat([seen, unseen], dim=1))

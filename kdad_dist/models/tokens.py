@@ -56,7 +56,7 @@ class TokenNet(nn.Module, ABC):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tokens:
         """The chosen layers' tokens of RGB images in [0, 1]. `b` may be 0."""
-        if len(image) == 0:  # which breaks the reshapes of transformers
+        if image.shape[0] == 0:  # which breaks the reshapes of transformers
             return tuple(tokens[:0] for tokens in self(image.new_zeros(1, *image.shape[1:])))
         return self.tokens((image - self.mean) / self.std)
 

@@ -62,10 +62,10 @@ class VitStudent(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tokens:
         """Tokens after each block, of images as the teacher gets them. `b` may be 0."""
-        if len(image) == 0:
+        if image.shape[0] == 0:
             return tuple(tokens[:0] for tokens in self(image.new_zeros(1, *image.shape[1:])))
         patches = self.embed(image).flatten(2).transpose(1, 2)
-        tokens = torch.cat([self.prefix.expand(len(image), -1, -1), patches], dim=1)
+        tokens = torch.cat([self.prefix.expand(image.shape[0], -1, -1), patches], dim=1)
         tokens = self.dropout(tokens + self.positions)
         found = []
         for block in self.blocks:

@@ -81,11 +81,12 @@ def check_export(path: Path) -> None:
         manifest = json.loads(path.with_name(MANIFEST).read_bytes())
     except (OSError, ValueError):
         return
-    if not isinstance(manifest, dict) or manifest.get("file") != path.name:
+    entry = manifest.get(path.name) if isinstance(manifest, dict) else None
+    if not isinstance(entry, dict):
         return  # of something else
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != manifest.get("sha256"):
+    if found != entry.get("sha256"):
         raise WeightsError(
             f"{path} is damaged: its content does not match the sha256 in {MANIFEST} beside it",
             "export it again, or copy both files again",

@@ -30,6 +30,8 @@ DOORWAYS = {
     "transformers": ("models/hf.py",),
     "loralib": ("models/lora.py",),
     "wandb": ("runtime/tracker.py",),
+    "onnx_ir": ("export_onnx.py",),
+    "onnxruntime": ("export_onnx.py",),
 }
 WITHOUT_TORCH = (
     "cli",

@@ -21,6 +21,7 @@ FOLDERS = (
     "benchmarks",
     "configs",
     "docs",
+    "examples",
     "kdad_dist",
     "launch",
     "shards",

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from kdad_dist.config_methods import LoraConfig
 from kdad_dist.errors import ConfigError
-from kdad_dist.models.lora import MARK, add_lora, merged_tensors
+from kdad_dist.models.lora import MARK, add_lora, merge, merged_tensors
 from kdad_dist.models.mae import Architecture, MaskedAutoencoder
 from kdad_dist.models.masks import random_masks
 
@@ -123,6 +123,16 @@ def test_merged_tensors_are_those_of_a_plain_network_that_computes_the_same() ->
     assert not torch.allclose(twin(*given()), network(*given()), atol=1e-2)
     twin.load_state_dict(tensors)
     assert torch.allclose(twin(*given()), network(*given()), atol=2e-6)
+
+
+@torch.no_grad()
+def test_a_network_is_merged_in_place_into_a_plain_one() -> None:
+    network = adapted()
+    tensors, answer = merged_tensors(network), network(*given())
+    merge(network)
+    assert network.state_dict().keys() == tensors.keys() == plain().state_dict().keys()
+    assert all(torch.equal(tensors[key], value) for key, value in network.state_dict().items())
+    assert torch.allclose(network(*given()), answer, atol=2e-6)
 
 
 @torch.no_grad()

@@ -1,0 +1,150 @@
+"""A detector as one graph of tensor operations: pixels in, score and map out.
+
+Everything that `kdad score` computes between decoded pixels of the right size and what it reports
+is inside: normalisation, teacher and student (LoRA merged), map, smoothing, standardisation and the
+reduction to a score.
+"""
+
+import copy
+import importlib.util
+from typing import Literal
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from kdad_dist import __version__
+from kdad_dist.config import RunConfig, digest
+from kdad_dist.config_methods import MkdConfig
+from kdad_dist.detector import Detector, of_run
+from kdad_dist.errors import ExportError, UsageError
+from kdad_dist.export_made import OUTPUTS, Made, reason
+from kdad_dist.export_parity import compare
+from kdad_dist.methods.readout import Readout, readout_of
+from kdad_dist.models.lora import merge
+
+ONNX = ("onnx", "onnxscript", "onnxruntime")
+SOURCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
+"""What torch.export notes of the code behind each operation: paths of this machine among it."""
+
+
+class Graph(nn.Module):
+    """What a graph is made of.
+
+    Args:
+        readout: without LoRA, on the CPU.
+    """
+
+    def __init__(self, readout: Readout) -> None:
+        super().__init__()
+        self.readout = readout
+
+    def forward(self, image: UInt8[Tensor, "b s s 3"]) -> dict[str, Tensor]:
+        pixels = image.permute(0, 3, 1, 2) / 255
+        # All tiles at once: a graph cannot count how many parts they would be.
+        said = self.readout.finish(self.readout.predict(pixels, largest=None))
+        values = (getattr(said, name) for name in OUTPUTS)
+        return {name: v for name, v in zip(OUTPUTS, values, strict=True) if v is not None}
+
+
+def detector_file(config: RunConfig, kind: Literal["onnx", "torch"], compared: int) -> Made:
+    """`detector.onnx` or `detector.pt2`, compared with the run.
+
+    Raises:
+        UsageError: the run has no graph, or a library is missing.
+        ExportError: there is no such graph of this network, or it says something else.
+    """
+    refuse_what_has_no_graph(config)
+    if kind == "onnx":
+        check_installed()
+        from kdad_dist.export_onnx import encode, runner
+    else:
+        from kdad_dist.export_torch import encode, runner
+    detector = of_run(config, torch.device("cpu"))
+    said = facts(detector)
+    content = encode(traced(detector), said)
+    parity = compare(detector, runner(content), compared)
+    trained = detector.trained
+    made = {"checkpoint_rule": trained.rule, "detector": said, "parity": parity}
+    name = "detector.onnx" if kind == "onnx" else "detector.pt2"
+    return Made(name, content, {"checkpoint_step": trained.step, **made})
+
+
+def check_installed() -> None:
+    """Raises UsageError where a library for ONNX is missing."""
+    missing = [name for name in ONNX if importlib.util.find_spec(name) is None]
+    if missing:
+        raise UsageError(
+            f"--format onnx needs {', '.join(missing)}, not installed here",
+            "pip install 'kdad_dist[export]', or export with --format torch",
+        )
+
+
+def refuse_what_has_no_graph(config: RunConfig) -> None:
+    """Raises UsageError for what is no plain function from pixels to maps."""
+    method = config.method
+    if config.tells_classes:
+        raise UsageError(
+            f"{method.name} tells classes apart, and graphs are written of detectors",
+            "export its weights with --format safetensors",
+        )
+    if isinstance(method, MkdConfig) and method.localise != "none":
+        raise UsageError(
+            f"method.localise is {method.localise}: these maps are gradients, computed by going "
+            "back through the network, which a graph for inference cannot do",
+            "add method.localise=none to export the scores alone (after `kdad score` with the same "
+            "word, so that there is a threshold)",
+        )
+    if config.score.precision != "no":
+        raise UsageError(
+            f"score.precision is {config.score.precision}, which processors round differently",
+            "add score.precision=no (after `kdad score` with the same word)",
+        )
+
+
+def traced(detector: Detector) -> ExportedProgram:
+    """The graph, for batches of any size.
+
+    Raises:
+        ExportError: torch cannot follow what the network does.
+    """
+    method = copy.deepcopy(detector.readout.method)
+    merge(method)
+    config = detector.config
+    readout = Readout(method, config.score, config.data.tiling, detector.readout.standard)
+    graph = Graph(readout).eval()
+    graph.requires_grad_(False)
+    size = config.data.image_size
+    example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
+    batch = {"image": {0: Dim("batch", min=1)}}
+    try:
+        with torch.no_grad():
+            program = torch.export.export(graph, (example,), dynamic_shapes=batch)
+    except (RuntimeError, ValueError, TypeError) as error:  # torch's own and the network's
+        raise ExportError(
+            f"this network cannot be written as a graph: {reason(error)}",
+            "use `kdad_dist.load` where the detector runs, or another backbone",
+        ) from error
+    for node in program.graph.nodes:
+        for key in SOURCE:
+            node.meta.pop(key, None)
+    return program
+
+
+def facts(detector: Detector) -> dict[str, str]:
+    """What a program needs to know to use the file without us: kept inside of it."""
+    config, limit = detector.config, detector.threshold
+    known = {
+        "program": f"kdad_dist {__version__}",
+        "run": config.name,
+        "method": config.method.name,
+        "image_size": config.data.image_size,
+        "resize": detector.fit.mode,
+        "threshold": limit.value,
+        "pixel_threshold": limit.pixel_value,
+        "readout": readout_of(config),
+        "checkpoint_step": detector.trained.step,
+        "config_digest": digest(config),
+    }
+    return {name: str(value) for name, value in known.items() if value is not None}

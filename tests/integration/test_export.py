@@ -1,0 +1,251 @@
+"""Exported detectors say what the run says, in programs that know nothing of us, or not at all."""
+
+import base64
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nbclient
+import nbformat
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from kdad_dist import export_parity, load
+from kdad_dist.config import load_run
+from kdad_dist.errors import DataError, ExportError, UsageError
+from kdad_dist.export import export
+from kdad_dist.methods.stfpm import Stfpm
+from tests.helpers import texture
+from tests.kdad import kdad, succeeds
+from tests.needs import REPOSITORY
+
+pytestmark = pytest.mark.launch
+SQUARES = np.stack([texture(i, 32, 32) for i in range(3)])
+
+
+@pytest.fixture(scope="module")
+def exported(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with both kinds of graph; nobody writes to it."""
+    run = shutil.copytree(runs / "stfpm", tmp_path_factory.mktemp("exported") / "run")
+    for kind in ("onnx", "torch"):
+        export(load_run(run), kind)
+    return run
+
+
+@pytest.fixture
+def run(request: pytest.FixtureRequest, runs: Path, tmp_path: Path) -> Path:
+    """A run of our own, without exports."""
+    return shutil.copytree(runs / getattr(request, "param", "stfpm"), tmp_path / "run")
+
+
+def manifest(run: Path) -> dict:
+    return json.loads((run / "export/manifest.json").read_text())
+
+
+def change(file: Path, **values: object) -> None:
+    """Other values of `data` in a run's configuration, or of the facts of its data."""
+    content = yaml.safe_load(file.read_text())
+    (content.get("data", content)).update(values)
+    file.write_text(json.dumps(content))  # which YAML is too
+
+
+def assert_close(found: np.ndarray, expected: np.ndarray | None) -> None:
+    assert expected is not None
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4 * expected.max())
+
+
+def assert_both_say_what_the_run_says(run: Path) -> None:
+    detector = load(run, device="cpu")
+    session = onnxruntime.InferenceSession(run / "export/detector.onnx")
+    program = torch.export.load(run / "export/detector.pt2").module()
+    names = [output.name for output in session.get_outputs()]
+    for images in (SQUARES, SQUARES[:1]):
+        ours = detector.predict(images)
+        theirs = dict(zip(names, session.run(None, {"image": images}), strict=True))
+        same = {name: values.numpy() for name, values in program(torch.from_numpy(images)).items()}
+        for said in (theirs, same):
+            assert_close(said["pred_score"], ours.pred_score)
+            assert ("anomaly_map" in said) == (ours.anomaly_map is not None)
+            if ours.anomaly_map is not None:
+                assert_close(said["anomaly_map"], ours.anomaly_map)
+    measured = json.loads((run / "metrics.json").read_text())["mean"]
+    for entry in manifest(run).values():
+        parity = entry["parity"]
+        assert parity["images"] == parity["test_images"] == 7 and parity["generated"] is None
+        assert 0 <= parity["pred_score"]["largest_difference"] < 1e-4
+        assert parity["image_auroc"]["run"] == pytest.approx(measured["image_auroc"], abs=0.1)
+        assert parity["pixel_auroc"]["run"] == pytest.approx(measured["pixel_auroc"], abs=1e-4)
+    assert {"detector.onnx", "detector.pt2"} == manifest(run).keys()
+
+
+def test_every_format_says_what_the_run_says_of_batches_of_any_size(exported):
+    assert_both_say_what_the_run_says(exported)
+
+
+@pytest.mark.parametrize("run", ["loramae", "mkd", "vitkd"], indirect=True)
+def test_every_method_can_be_exported(run):
+    for kind in ("onnx", "torch"):
+        export(load_run(run), kind)
+    assert_both_say_what_the_run_says(run)
+
+
+def test_a_file_carries_what_is_needed_to_decide_and_nothing_of_this_machine(exported):
+    limits = json.loads((exported / "metrics.json").read_text())["threshold"]
+    file, packed = exported / "export/detector.onnx", {"detector.json": ""}
+    torch.export.load(exported / "export/detector.pt2", extra_files=packed)
+    told = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+    assert told == json.loads(packed["detector.json"]) == manifest(exported)[file.name]["detector"]
+    assert float(told["threshold"]) == limits["value"]
+    assert float(told["pixel_threshold"]) == limits["pixel_value"]
+    assert (told["image_size"], told["resize"], told["method"]) == ("32", "squash", "stfpm")
+    for name in manifest(exported):
+        content = (exported / "export" / name).read_bytes()
+        for path in (REPOSITORY, sys.prefix, exported):
+            assert str(path).encode() not in content
+
+
+def test_the_same_weights_give_the_same_bytes(run, exported):
+    for kind in ("onnx", "torch"):
+        export(load_run(run), kind)
+    for name in manifest(exported):
+        one, other = ((of / "export" / name).read_bytes() for of in (run, exported))
+        assert one == other
+
+
+def test_everything_between_pixels_and_score_is_in_the_graph(run):
+    words = ["score.standardise=true", "score.opening=true", "score.reduce=quantile"]
+    succeeds("score", run, *words)
+    outcome = succeeds("export", run, *words, "--format", "onnx", "--compare", 4, "--json")
+    entry = json.loads(outcome.text[outcome.text.index("{") :])
+    assert entry["parity"]["images"] == 4
+    for said in ("4 of 7 test images", "anomaly_map: largest difference", "pixel_auroc: 0."):
+        assert said in outcome.text
+    assert entry["detector"]["threshold"] in outcome.text
+    ours = load(run, words, "cpu").predict(SQUARES)
+    session = onnxruntime.InferenceSession(run / "export/detector.onnx")
+    score, anomaly_map = session.run(None, {"image": SQUARES})
+    assert_close(score, ours.pred_score)
+    assert_close(anomaly_map, ours.anomaly_map)
+
+
+@pytest.mark.parametrize("resize", ["squash", "shorter"])
+def test_the_example_needs_none_of_us_and_says_what_the_run_says(run, runs, exported, resize):
+    file, paths = exported / "export/detector.onnx", sorted((runs / "new").iterdir())
+    if resize == "shorter":
+        change(run / "data.json", resize=resize)
+        graph = onnx.load(file)
+        file = run / "detector.onnx"
+        onnx.helper.set_model_props(
+            graph, manifest(exported)[file.name]["detector"] | {"resize": resize}
+        )
+        onnx.save(graph, file)
+    detector = load(run, device="cpu")
+    code = (
+        "import runpy, sys\n"
+        "sys.modules |= dict.fromkeys(['torch', 'kdad_dist', 'onnx', 'scipy'])  # not importable\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    words = [REPOSITORY / "examples/judge.py", file, *paths]
+    command = [sys.executable, "-I", "-c", code, *map(str, words)]
+    outcome = subprocess.run(command, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+    for line, path in zip(outcome.stdout.splitlines(), paths, strict=True):
+        name, score, verdict = line.rsplit(" ", 2)
+        expected = detector.predict(path)
+        assert name == str(path)
+        assert float(score) == pytest.approx(expected.pred_score[0], rel=1e-4)
+        assert (verdict == "anomalous") == expected.pred_label[0]
+
+
+def test_without_its_test_images_a_file_is_compared_on_noise_and_says_so(run):
+    change(run / "config.yaml", shards="gone")
+    parity = export(load_run(run), "torch")["parity"]
+    assert "gone" in parity["generated"] and parity["images"] == 16
+    assert parity["anomaly_map"]["largest_value"] > 0
+    assert parity["image_auroc"] == {"run": None, "exported": None}
+
+
+def test_a_file_that_says_something_else_is_not_written(run, exported, monkeypatch):
+    told = export_parity.judge
+
+    def otherwise(*words):
+        said = told(*words)
+        said.anomaly_map[0, 0, 0] += 1e-3 * said.anomaly_map.max()
+        return said
+
+    monkeypatch.setattr(export_parity, "judge", otherwise)
+    with pytest.raises(ExportError, match="anomaly_map of the exported graph differs"):
+        export(load_run(run), "torch")
+    assert not (run / "export").exists()
+    before = {path: path.stat().st_mtime_ns for path in (exported / "export").iterdir()}
+    with pytest.raises(ExportError):
+        export(load_run(exported), "torch")
+    assert {path: path.stat().st_mtime_ns for path in (exported / "export").iterdir()} == before
+
+
+@pytest.mark.parametrize("run", ["mkd"], indirect=True)
+def test_what_has_no_graph_is_refused_with_a_way_out(run, monkeypatch):
+    outcome = kdad("export", run, "method.localise=gradient", "--format", "onnx")
+    assert outcome.codes == [2]
+    assert "add method.localise=none" in outcome.text
+    for word in ("method.localise=smoothgrad", "method.localise=guided", "score.precision=bf16"):
+        with pytest.raises(UsageError, match="add (method|score)"):
+            export(load_run(run, [word]), "torch")
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(UsageError, match=r"needs onnxscript.*\n.*kdad_dist\[export\]"):
+        export(load_run(run), "onnx")
+    assert not (run / "export").exists()
+
+
+def test_a_network_that_torch_cannot_follow_is_refused(run, monkeypatch):
+    real = Stfpm.predict
+
+    def deciding(self, image):
+        return real(self, image if image.sum() > 1 else -image)
+
+    monkeypatch.setattr(Stfpm, "predict", deciding)
+    with pytest.raises(ExportError, match="cannot be written as a graph"):
+        export(load_run(run), "torch")
+    assert not (run / "export").exists()
+
+
+def test_a_damaged_test_image_is_named(run, runs, tmp_path):
+    shards = shutil.copytree(runs / "shards", tmp_path / "shards")
+    for shard in shards.glob("*test*.tar"):
+        shard.write_bytes(bytes(shard.stat().st_size))
+    change(run / "config.yaml", shards=str(shards))
+    with pytest.raises(DataError, match="do not match the index"):
+        export(load_run(run), "torch")
+    assert not (run / "export").exists()
+
+
+def test_the_notebook_runs_on_a_run_and_stores_nothing(runs, tmp_path, monkeypatch):
+    notebook = nbformat.read(REPOSITORY / "examples/detector.ipynb", as_version=4)
+    assert not [cell for cell in notebook.cells if cell.get("outputs")]
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs/mine").symlink_to(runs / "stfpm")
+    (tmp_path / "new").symlink_to(runs / "new")
+    for name in ("IPYTHONDIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
+    nbclient.NotebookClient(
+        notebook, timeout=120, resources={"metadata": {"path": tmp_path}}
+    ).execute()
+    told = [output for cell in notebook.cells for output in cell.get("outputs", [])]
+    [said] = [output["text"] for output in told if output.get("name") == "stdout"]
+    assert [line.split(":")[0] for line in said.splitlines()] == ["0.png", "1.png", "2.png"]
+    *_, picture, scores = [output["data"] for output in told if "data" in output]
+    shown = Image.open(io.BytesIO(base64.b64decode(picture["image/png"])))
+    assert shown.size == (64, 32)
+    detector = load(runs / "stfpm", device="cpu")
+    expected = [detector.predict(path).pred_score[0] for path in sorted((runs / "new").iterdir())]
+    np.testing.assert_allclose(json.loads(scores["text/plain"]), expected, rtol=1e-4)
