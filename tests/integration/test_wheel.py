@@ -79,6 +79,7 @@ def test_the_wheel_carries_recipes_launch_scripts_and_slurm_templates(elsewhere:
             if path.is_file() and path.suffix not in {".py", ".pyc"}
         }
         assert found == expected
+    assert (package / "py.typed").is_file()  # so that the types of a program's calls are checked
 
 
 @pytest.mark.launch
