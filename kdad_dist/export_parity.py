@@ -150,8 +150,8 @@ def pictures(config: RunConfig, samples: list[Sample]) -> Iterator[Picture]:
 
 
 def units(config: RunConfig, samples: list[Sample]) -> Iterator[list[Picture]]:
-    """Batches of several sizes: one image, then as many as fit."""
+    """Batches of several sizes: one image, then as many as are scored together."""
     left = pictures(config, samples)
     yield [next(left)]
-    while unit := list(islice(left, config.score.batch_size)):
+    while unit := list(islice(left, config.images_per_unit)):
         yield unit

@@ -57,7 +57,7 @@ def blend(tiles: Float[Tensor, "b*n c t t"], tiling: Tiling) -> Float[Tensor, "b
     number = len(lines)
     weight = lines[:, None, :, None] * lines[None, :, None, :]
     weighted = tiles.unflatten(0, (-1, number * number)) * weight.flatten(0, 1)[:, None]
-    image = tiles.new_zeros(len(weighted), tiles.shape[1], size, size)
+    image = tiles.new_zeros(weighted.shape[0], tiles.shape[1], size, size)
     for place, (top, left) in enumerate(tiling.corners):
         image[..., top : top + side, left : left + side] += weighted[:, place]
     return image

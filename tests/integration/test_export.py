@@ -18,11 +18,18 @@ import torch
 import yaml
 from PIL import Image
 
-from kdad_dist import export_parity, load
+from kdad_dist import Detector, export_onnx, export_parity, export_torch, load
+from kdad_dist import config as configuration
 from kdad_dist.config import load_run
+from kdad_dist.data.reader import Fit
+from kdad_dist.detector import Threshold
 from kdad_dist.errors import DataError, ExportError, UsageError
 from kdad_dist.export import export
+from kdad_dist.export_graph import traced
+from kdad_dist.methods import build_method
+from kdad_dist.methods.readout import Readout
 from kdad_dist.methods.stfpm import Stfpm
+from kdad_dist.runtime.restore import Trained
 from tests.helpers import texture
 from tests.kdad import kdad, succeeds
 from tests.needs import REPOSITORY
@@ -134,6 +141,17 @@ def test_everything_between_pixels_and_score_is_in_the_graph(run):
     score, anomaly_map = session.run(None, {"image": SQUARES})
     assert_close(score, ours.pred_score)
     assert_close(anomaly_map, ours.anomaly_map)
+
+
+def test_the_tiles_of_any_number_of_images_are_in_the_graph(runs):
+    config = configuration.load(runs / "stfpm.yaml", ["data.tile=20", "data.tile_overlap=8"])
+    method = build_method(config)
+    readout = Readout(method, config.score, config.data.tiling)
+    cpu, fit = torch.device("cpu"), Fit(32, None, "squash")
+    detector = Detector(config, Trained(method, 0, ""), readout, fit, cpu, Threshold())
+    for kind in (export_onnx, export_torch):
+        said = kind.runner(kind.encode(traced(detector), {}))(SQUARES)
+        assert_close(said["anomaly_map"], detector.predict(SQUARES).anomaly_map)
 
 
 @pytest.mark.parametrize("resize", ["squash", "shorter"])
