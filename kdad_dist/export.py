@@ -41,8 +41,8 @@ def export(config: RunConfig, kind: Format, compared: int = 64) -> dict[str, Any
     folder = config.directory / "export"
     with files.writing(folder):
         folder.mkdir(exist_ok=True)
+        files.write_bytes(folder / made.name, made.content)
         with files.in_turn(folder / MANIFEST):
-            files.write_bytes(folder / made.name, made.content)
             known = {
                 name: old for name, old in manifest(config).items() if (folder / name).exists()
             }

@@ -154,7 +154,10 @@ def until(launched: Launched, condition: Callable[[], bool]) -> None:
 def as_nobody() -> None:
     """Gives up root's permission to read and write everything; for `first`."""
     # Where Python itself belongs to root, nothing can be imported afterwards.
-    for module in ("train", "score", "predict", "report", "export", "data.writer", "data.verify"):
+    for module in (
+        *("train", "score", "predict", "report", "export", "export_weights"),
+        *("data.writer", "data.verify"),
+    ):
         importlib.import_module(f"kdad_dist.{module}")
     if os.geteuid() == 0:
         os.setgroups([])

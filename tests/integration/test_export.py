@@ -211,13 +211,19 @@ def test_a_file_that_says_something_else_is_not_written(run, exported, monkeypat
 
 
 @pytest.mark.parametrize("run", ["mkd"], indirect=True)
-def test_what_has_no_graph_is_refused_with_a_way_out(run, monkeypatch):
+def test_what_has_no_graph_is_refused_with_a_way_out(run, tmp_path, monkeypatch):
     outcome = kdad("export", run, "method.localise=gradient", "--format", "onnx")
     assert outcome.codes == [2]
     assert "add method.localise=none" in outcome.text
     for word in ("method.localise=smoothgrad", "method.localise=guided", "score.precision=bf16"):
         with pytest.raises(UsageError, match="add (method|score)"):
             export(load_run(run, [word]), "torch")
+    words = ["method.name=classkd", "method.network.weights=random", "data.classes=[a, b]"]
+    recipe = tmp_path / "class.yaml"
+    recipe.write_text("{name: x, data: {shards: y}, optim: {lr: 1}, train: {steps: 1}}")
+    classifier = configuration.load(recipe, words)
+    with pytest.raises(UsageError, match="tells classes apart"):
+        export(classifier, "onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match=r"needs onnxscript.*\n.*kdad_dist\[export\]"):
         export(load_run(run), "onnx")
