@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from kdad_dist import config
 from kdad_dist.errors import ConfigError
-from kdad_dist.sweep import folder
+from kdad_dist.sweep_plan import folder
 from tests.needs import REPOSITORY
 from tests.security.fuzz import fuzzed, survives
 
