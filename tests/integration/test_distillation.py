@@ -7,10 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 import kdad_dist
+from kdad_dist.config import load
+from kdad_dist.errors import KdadError
 from kdad_dist.report import write_report
-from tests.helpers import texture
+from kdad_dist.train_dryrun import dry_run
+from tests.helpers import make_classes, texture
 from tests.integration.test_scoring import results
 from tests.kdad import configured, kdad, lines, succeeds
 
@@ -31,7 +35,16 @@ METHODS = {
         "teacher": {"backbone": "test_vit", "weights": "random", "layers": [1, 2, 3]},
         "student": {"heads": 4, "mlp": 32, "dropout": 0.0},
     },
+    "classkd": {
+        "name": "classkd",
+        "network": {"backbone": "test_resnet", "weights": "random"},
+        "distill": "rkd_distance",
+        "relation_weight": 1.0,
+    },
 }
+TERMS = {"mkd": ("value", "direction"), "classkd": ("cross_entropy", "distillation", "accuracy")}
+CLASSES = ["red", "green", "blue"]
+ANOMALIES = ["mkd", "vitkd"]
 
 
 def config_of(method: str) -> dict[str, Any]:
@@ -45,10 +58,30 @@ def config_of(method: str) -> dict[str, Any]:
     }
 
 
+def classifier(folder: Path) -> Path:
+    """As `configured`, with images of three classes and a teacher that has learnt them."""
+    make_classes(folder / "images")
+    succeeds("pack", folder / "images", folder / "shards", "--size", 32)
+    config = config_of("classkd")
+    config["data"] |= {"shards": str(folder / "shards"), "classes": CLASSES}
+    config["method"] |= {"teacher": {"weights": str(folder / "teacher")}}
+    config["optim"]["lr"] = 0.001
+    config["train"]["batch_size"] = 9  # 9, 9, 7 of 25
+    path = folder / "classkd.yaml"
+    path.write_text(yaml.safe_dump(config))
+    alone = ["method.teacher=null", "method.distill=none", "optim.lr=0.05"]
+    succeeds("train", path, f"output={folder / 'teacher'}", *alone)
+    return path
+
+
 @pytest.fixture(scope="module", params=METHODS)
 def trained(request, tmp_path_factory) -> Path:
     """A configuration, and beside it its runs on 1 and 2 processes."""
-    config = configured(tmp_path_factory.mktemp(request.param), config_of(request.param), size=32)
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "classkd":
+        config = classifier(folder)
+    else:
+        config = configured(folder, config_of(request.param), size=32)
     for processes in (1, 2):
         run = config.parent / f"run{processes}"
         succeeds("train", config, f"output={run}", processes=processes)
@@ -56,7 +89,7 @@ def trained(request, tmp_path_factory) -> Path:
 
 
 def test_the_losses_do_not_depend_on_the_number_of_processes(trained):
-    for name in ("loss", "value", "direction"):
+    for name in ("loss", *TERMS.get(trained.stem, TERMS["mkd"])):
         one, two = (lines(trained.parent / f"run{n}", name) for n in (1, 2))
         assert len(one) == 6
         assert max(abs(one[step] - two[step]) for step in one) < 1e-5 * max(one.values())
@@ -82,6 +115,7 @@ def test_a_run_that_was_stopped_ends_with_the_losses_of_the_undisturbed_one(trai
     assert lines(run) == lines(trained.parent / "run2")
 
 
+@pytest.mark.parametrize("trained", ANOMALIES, indirect=True)
 def test_results_are_the_same_bits_on_any_number_of_processes_and_make_a_page(trained):
     run = trained.parent / "run1"
     succeeds("score", run, "score.save_maps=npy")
@@ -96,6 +130,61 @@ def test_results_are_the_same_bits_on_any_number_of_processes_and_make_a_page(tr
     said = detector.predict(np.stack([texture(1), texture(2)]))
     assert said.anomaly_map.shape == (2, 32, 32) and said.pred_label is not None
     succeeds("export", run)
+
+
+@pytest.mark.parametrize("trained", ["classkd"], indirect=True)
+def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained):
+    run = trained.parent / "run1"
+    succeeds("score", run)
+    serial = results(run)
+    succeeds("score", run, processes=3)
+    assert results(run) == serial
+    metrics = json.loads((run / "metrics.json").read_text())
+    counts = np.array(metrics["confusion"]["images"])
+    assert counts.sum(1).tolist() == [4, 4, 4] and metrics["held_out"]["images"] == 5
+    assert metrics["mean"]["accuracy"] == pytest.approx(counts.trace() / 12)
+    assert list(metrics["categories"]) == CLASSES
+    assert metrics["mean"]["image_auroc"] is None and metrics["threshold"] is None
+    assert "What is taken for what" in write_report(run).read_text()
+
+    images = sorted((trained.parent / "images/test").rglob("*.png"))
+    said = kdad_dist.load(run).predict(images)
+    assert said.logits is not None and said.pred_label is not None
+    rows = (run / "scores/scores.csv").read_text().splitlines()[1:]
+    assert [row.split(",")[5] for row in rows] == [str(label) for label in said.pred_label]
+    outcome = succeeds("score", run, "--images", trained.parent / "images/test/red")
+    assert "4 images: " in outcome.text and "threshold" not in outcome.text
+
+    succeeds("export", run)
+    exported = run / "export/student.safetensors"
+    words = [f"method.teacher.weights={exported}", "method.distill=hinton"]
+    words += [f"method.network.weights={run}", "method.network.freeze=all", "train.steps=1"]
+    frozen = trained.parent / "frozen"
+    succeeds("train", trained, f"output={frozen}", *words)
+    [step] = (frozen / "checkpoints").glob("step_*")
+    assert sum(file.stat().st_size for file in step.iterdir()) < exported.stat().st_size / 4
+
+
+@pytest.mark.parametrize("trained", ["classkd"], indirect=True)
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        (["data.classes=null"], 'set data.classes=["blue", "green", "red"]'),
+        (["data.classes=[red, gren, blue]"], "did you mean green?"),
+        (["data.classes=[red, blue]"], "tells apart red, green, blue"),
+        (["data.classes=[green, red, blue]"], "in its order"),
+        (["method.teacher.weights=nowhere"], "there is no weights file nowhere"),
+        (["train.micro_batch_size=2"], "relates each image to all others"),
+        (["method.network.backbone=resnet19"], "method.network.backbone: timm has no"),
+        (["score.standardise=true"], "knows neither normal images nor anomaly maps"),
+        (["method.network.freeze=all"], "never trained"),
+        (["method.distill=none"], "learns nothing of a teacher"),
+    ],
+)
+def test_what_cannot_be_told_apart_is_refused_with_the_way_out(trained, tmp_path, changes, problem):
+    with pytest.raises(KdadError) as error:
+        dry_run(load(trained, [f"output={tmp_path}", *changes]), 1, "ddp")
+    assert problem in f"{error.value.problem} {error.value.remedy}"
 
 
 @pytest.mark.parametrize("trained", ["mkd"], indirect=True)

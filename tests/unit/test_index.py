@@ -19,8 +19,10 @@ from kdad_dist.data.index import (
     parse_sample,
     sample_line,
 )
+from kdad_dist.data.labels import classes_to_tell
 from kdad_dist.data.sample import Member
 from kdad_dist.errors import ConfigError, DataError
+from kdad_dist.runtime.loaders import refuse_empty
 
 MEMBER = Member("png", 512, 3, "0" * 64)
 
@@ -73,6 +75,30 @@ def test_counts_are_by_split_category_and_kind(tile, pets):
         "test": {"tile": {"good": 3, "é": 2}},
     }
     assert count(pets.samples)["test"] == {"pets": {"cat": 4, "dog": 4}}
+
+
+def test_classes_told_apart_make_three_disjoint_sets_with_labels_in_the_given_order(pets):
+    wanted = ["dog", "cat"]
+    train, val, test = (pets.select(split, classes=wanted, val_fraction=0.01) for split in Split)
+    keys = [{s.key for s in part} for part in (train, val, test)]
+    assert sorted(key for part in keys for key in part) == sorted(s.key for s in pets.samples)
+    # Of each class at least one is held out, however few there are.
+    assert sorted(s.class_name for s in val) == ["cat", "dog"] and len(train) == 6
+    assert all(s.gt_label == wanted.index(s.class_name) for s in (*train, *val, *test))
+    assert pets.select(Split.TRAIN, classes=["cat", "dog"], val_fraction=0.01)[0].gt_label == 0
+
+
+def test_classes_that_are_not_there_are_refused_by_name(pets, tile):
+    with pytest.raises(ConfigError, match="names 'dot'") as error:
+        pets.select(Split.TRAIN, classes=["cat", "dot"])
+    assert "did you mean dog?" in error.value.remedy
+    with pytest.raises(ConfigError, match="carry none"):
+        tile.select(Split.TRAIN, classes=["cat", "dog"])
+    with pytest.raises(DataError, match="no training image of dog") as empty:
+        cats = pets.select(Split.TRAIN, classes=["cat", "dog"])
+        refuse_empty(["cat", "dog"], [s for s in cats if s.class_name == "cat"], "here")
+    assert "these have some: cat" in empty.value.remedy
+    assert "carry none" in classes_to_tell(tile.samples, "here", "mvtec", "classkd").problem
 
 
 def test_training_and_validation_are_disjoint_normal_and_complete(tile):
