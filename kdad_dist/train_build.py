@@ -9,7 +9,7 @@ import torch
 
 from kdad_dist.config import RunConfig
 from kdad_dist.data.index import Index
-from kdad_dist.data.labels import classes_to_tell
+from kdad_dist.data.labels import check_classes
 from kdad_dist.data.loader import Loader
 from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import load_weights, read_weights
@@ -135,8 +135,8 @@ def make(config: RunConfig, fresh: bool) -> tuple[Index, Method]:
     which a run that goes on does not need any more.
     """
     index = Index.read(config.data.shards)
-    if config.tells_classes and config.data.classes is None:
-        raise classes_to_tell(index.samples, index.root, index.layout, config.method.name)
+    if config.tells_classes:
+        check_classes(list(index.samples), config.data.classes, index.root, index.layout)
     method = make_method(config)
     if fresh and config.train.init_from:
         source = Path(config.train.init_from)

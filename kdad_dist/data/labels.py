@@ -53,7 +53,7 @@ def as_classes(
     known = classes_of(samples)
     if not known:
         raise ConfigError(
-            f"data.classes asks for classes, but {root} has the layout {layout!r}, whose samples "
+            f"classes are to be told apart, but {root} has the layout {layout!r}, whose samples "
             "carry none",
             "pack a folder of classes, CIFAR-10, MNIST or Fashion-MNIST, or choose a method that "
             "looks for anomalies",
@@ -67,19 +67,22 @@ def as_classes(
     return [replace(s, gt_label=place[s.class_name]) for s in samples if s.class_name in place]
 
 
-def classes_to_tell(samples: Iterable[Sample], root: str, layout: str, method: str) -> ConfigError:
-    """What is wrong where a method that tells classes apart is not told which."""
-    if classes := classes_of(samples):
-        return ConfigError(
-            f"method {method} tells classes apart, and data.classes does not say which",
-            f"set data.classes={json.dumps(classes, ensure_ascii=False)}, or some of them; their "
+def check_classes(
+    samples: list[Sample], classes: Sequence[str] | None, root: str, layout: str
+) -> None:
+    """Refuses to learn labels without knowing of which classes, before anything is built.
+
+    Raises:
+        ConfigError: as `as_classes`; or they are not given: it says which there are.
+    """
+    known = classes_of(samples)
+    if classes is None and known:
+        raise ConfigError(
+            "data.classes does not say which classes are to be told apart",
+            f"set data.classes={json.dumps(known, ensure_ascii=False)}, or some of them; their "
             "order is that of the labels",
         )
-    return ConfigError(
-        f"method {method} tells classes apart, but {root} has the layout {layout!r}, whose samples "
-        "carry none",
-        "pack a folder of classes, CIFAR-10, MNIST or Fashion-MNIST, or choose another method",
-    )
+    as_classes(samples, classes or [], root, layout)
 
 
 def classes_of(samples: Iterable[Sample]) -> list[str]:

@@ -65,7 +65,7 @@ def classifier(folder: Path) -> Path:
     config = config_of("classkd")
     config["data"] |= {"shards": str(folder / "shards"), "classes": CLASSES}
     config["method"] |= {"teacher": {"weights": str(folder / "teacher")}}
-    config["optim"]["lr"] = 0.001
+    config["optim"]["lr"] = 0.0003  # relations of few images magnify the last bits
     config["train"]["batch_size"] = 9  # 9, 9, 7 of 25
     path = folder / "classkd.yaml"
     path.write_text(yaml.safe_dump(config))

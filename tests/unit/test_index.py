@@ -19,7 +19,7 @@ from kdad_dist.data.index import (
     parse_sample,
     sample_line,
 )
-from kdad_dist.data.labels import classes_to_tell
+from kdad_dist.data.labels import check_classes
 from kdad_dist.data.sample import Member
 from kdad_dist.errors import ConfigError, DataError
 from kdad_dist.runtime.loaders import refuse_empty
@@ -98,7 +98,8 @@ def test_classes_that_are_not_there_are_refused_by_name(pets, tile):
         cats = pets.select(Split.TRAIN, classes=["cat", "dog"])
         refuse_empty(["cat", "dog"], [s for s in cats if s.class_name == "cat"], "here")
     assert "these have some: cat" in empty.value.remedy
-    assert "carry none" in classes_to_tell(tile.samples, "here", "mvtec", "classkd").problem
+    with pytest.raises(ConfigError, match="carry none"):
+        check_classes(list(tile.samples), None, "here", "mvtec")
 
 
 def test_training_and_validation_are_disjoint_normal_and_complete(tile):
