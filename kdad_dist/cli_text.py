@@ -2,22 +2,16 @@
 
 import json
 import os
-import re
 import sys
 from typing import Any
 
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+from kdad_dist.report_text import printable
 
 
 def say(text: str) -> None:
     """For a person: on stderr, once per launch."""
     if os.environ.get("RANK", "0") == "0":
         print(printable(text), file=sys.stderr)
-
-
-def printable(text: str) -> str:
-    """The text with control characters spelt out, lest the name of a file steers the terminal."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
 def answer(value: Any) -> None:

@@ -1,5 +1,6 @@
 """What scoring found, and how fast, for a terminal."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ COLUMNS = {
 }
 ACCURACY = {"accuracy": "accuracy"}
 """The column where classes are told apart."""
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -67,3 +69,8 @@ def line(name: str, entry: dict[str, Any], columns: dict[str, str]) -> list[str]
     figures = [entry[key] for key in columns]
     shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
     return [name, str(entry.get("images", "")), *shown]
+
+
+def printable(text: str) -> str:
+    """The text with control characters spelt out, lest the name of a file steers the terminal."""
+    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
