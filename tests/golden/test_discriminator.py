@@ -98,6 +98,17 @@ def test_the_held_out_images_measure_the_classifier_alone(duel: Classkd):
     assert duel.predict(batch().image).logits.shape == (6, 10)  # type: ignore
 
 
+def test_what_is_exported_is_the_classifier_alone(duel: Classkd):
+    assert duel.network.state_dict().keys() == duel.teacher.state_dict().keys()  # type: ignore
+
+
+def test_a_network_beside_is_refused_where_nothing_is_compared(tmp_path: Path):
+    path = tmp_path / "duel.yaml"
+    path.write_text(YAML)
+    with pytest.raises(ConfigError, match="compared with only where explain=true"):
+        load(path, ["method.beside.weights=elsewhere"])
+
+
 def test_turns_that_leave_the_student_none_are_refused(tmp_path: Path):
     path = tmp_path / "duel.yaml"
     path.write_text(YAML)
