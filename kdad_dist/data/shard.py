@@ -134,8 +134,12 @@ def _fill(
     file: io.BufferedWriter, plan: ShardPlan, options: Options, tick: Callable[[], None]
 ) -> tuple[str, list[tuple[Record, str]], list[tuple[str, str]]]:
     """The source hash; the records that were written, with their extension; what was skipped."""
+    from webdataset import TarWriter  # brings torch: not for those who look at a command's help
+
     digest, kept, skipped = hashlib.sha256(), [], []
-    with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as tar:
+    # Whoever packs, whenever: the same bytes.
+    nobody = {"user": "", "group": "", "mode": 0o644, "mtime": 0}
+    with TarWriter(file, **nobody, compress=False, encoder=False) as tar:
         for record in plan.records:
             image, mask = _contents(record)
             digest.update(_source_line(record, image, mask))
@@ -148,9 +152,7 @@ def _fill(
                 skipped.append((str(record.path.relative_to(options.root)), reason))
             else:
                 for ext, content in members.items():
-                    info = tarfile.TarInfo(f"{record.key}.{ext}")  # mtime, uid and gid are 0
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
+                    tar.write({"__key__": record.key, ext: content})
                 kept.append((record, next(iter(members))))
             tick()
     return digest.hexdigest(), kept, skipped

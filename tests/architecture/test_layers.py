@@ -26,6 +26,7 @@ LAYERS = (
 DOORWAYS = {
     "accelerate": ("runtime/", "train.py", "score.py"),
     "deepspeed": ("runtime/",),
+    "webdataset": ("data/shard.py",),
     "timm": ("models/backbone", "models/mae"),
     "transformers": ("models/hf.py",),
     "loralib": ("models/lora.py",),
