@@ -1,5 +1,6 @@
 """timm's vision transformers as functions from images to tokens."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import timm
 import torch
 from jaxtyping import Float
+from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -15,7 +17,7 @@ from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError
 from kdad_dist.models.backbone import check_name, pretrained_file
 from kdad_dist.models.tokens import Colours, Form, TokenNet, Tokens, check_layers
-from kdad_dist.models.weights import load_weights, read_weights
+from kdad_dist.models.weights import canonical, load_weights, read_weights
 
 
 class TimmTokens(TokenNet):
@@ -80,7 +82,28 @@ def build_timm_tokens(
         )
     check_layers(name, config.layers, len(network.blocks))
     if config.weights not in {"pretrained", "random"}:
-        load_weights(network, read_weights(Path(config.weights)), config.weights)
+        weights = at_grid(network, read_weights(Path(config.weights)))
+        load_weights(network, weights, config.weights)
     cfg: Any = timm.get_pretrained_cfg(name)
     form = Form(network.embed_dim, network.num_prefix_tokens, patch, image_size // patch)
     return TimmTokens(network, form, config.layers, colours or Colours(cfg.mean, cfg.std))
+
+
+def at_grid(network: VisionTransformer, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The weights, their positions interpolated to the network's number of patches, as timm does it
+    with those that it fetches.
+    """
+    own: Any = network.pos_embed
+    prefix = 0 if network.no_embed_class else network.num_prefix_tokens
+    grid: Any = network.patch_embed
+    found = dict(weights)
+    for key, positions in weights.items():
+        if own is None or canonical(key) != "pos_embed" or positions.ndim != own.ndim:
+            continue
+        patches = positions.shape[1] - prefix
+        is_square = patches > 0 and math.isqrt(patches) ** 2 == patches
+        if is_square and positions.shape != own.shape:
+            found[key] = resample_abs_pos_embed(
+                positions, list(grid.grid_size), num_prefix_tokens=prefix
+            )
+    return found

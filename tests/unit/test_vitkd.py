@@ -120,6 +120,19 @@ def test_a_file_of_timm_weights_is_the_teacher(tmp_path: Path) -> None:
     assert weights_hash(make(weights=str(file)).teacher) == weights_hash(first.teacher)
 
 
+def test_positions_of_a_file_are_interpolated_to_the_size_of_the_images(tmp_path: Path) -> None:
+    network = make(size=64).teacher.network
+    file = tmp_path / "weights.pth"
+    torch.save(network.state_dict(), file)
+    loaded = make(weights=str(file)).teacher.network
+    network.set_input_size(img_size=32)  # timm's own way
+    torch.testing.assert_close(loaded.pos_embed, network.pos_embed)
+    for wrong in (network.pos_embed[:, :4], network.pos_embed[..., :7]):
+        torch.save({**network.state_dict(), "pos_embed": wrong}, file)
+        with pytest.raises(WeightsError, match="pos_embed: shape"):
+            make(weights=str(file))
+
+
 def test_images_are_normalised_as_asked(hub: Path) -> None:
     deviations = {
         how: make(hub, weights="pretrained", normalize=how).teacher.std.flatten().tolist()
@@ -154,11 +167,17 @@ def test_a_teacher_that_does_not_fit_is_refused(options: dict[str, object], said
         make(**options)  # pyright: ignore[reportArgumentType]
 
 
-def test_a_hub_teacher_that_does_not_fit_is_refused_with_what_does(hub: Path) -> None:
+def test_a_hub_teacher_that_does_not_fit_is_refused_with_what_does(
+    hub: Path, tmp_path: Path
+) -> None:
     with pytest.raises(ConfigError, match="set data.image_size=32"):
         make(hub, size=64)
     with pytest.raises(ConfigError, match="has the layers 1 to 4"):
         make(hub, layers=(2, 5))
+    settings = json.loads((hub / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**settings, "num_channels": 1}))
+    with pytest.raises(ConfigError, match="of 1 channel; ours have three"):
+        make(tmp_path)
     with pytest.raises(ConfigError, match="with weights of its own"):
         make(hub, weights="weights.pth")
 
