@@ -108,8 +108,8 @@ def form_of(name: str, settings: Any, layers: Sequence[int], image_size: int) ->
     channels = getattr(settings, "num_channels", 3)
     if channels != 3:
         raise ConfigError(
-            f"{name} takes images of {channels} channel{'s' * (channels != 1)}; ours have three, grey "
-            "ones three that are equal",
+            f"{name} takes images of {channels} channel{'s' * (channels != 1)}; ours have three, "
+            "grey ones three that are equal",
             f"choose another {KEY}",
         )
     check_layers(name, layers, depth)

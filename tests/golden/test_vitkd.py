@@ -1,6 +1,5 @@
 """Distillation of transformers against its equations, counts, and the libraries' own results."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -15,6 +14,7 @@ from kdad_dist.methods.vitkd import Vitkd
 from kdad_dist.models.vit_student import Block
 from kdad_dist.types import Batch
 from tests.golden.test_mkd import plain_terms
+from tests.methods import make_hub_vit
 
 HEAD = 2 * 768 + 768 * 10 + 10
 """Parameters of the original's classifier: a LayerNorm and a linear layer."""
@@ -100,23 +100,7 @@ def test_the_map_is_each_patchs_angle_enlarged(images: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """A tiny ViT in the hub's form."""
-    import transformers
-
-    folder = tmp_path_factory.mktemp("vit")
-    settings = transformers.ViTConfig(
-        image_size=48,
-        patch_size=16,
-        hidden_size=32,
-        num_hidden_layers=6,
-        num_attention_heads=4,
-        intermediate_size=48,
-    )
-    with seeded(3, "hub"):
-        transformers.ViTForImageClassification(settings).save_pretrained(folder)
-    colours = {"image_mean": [0.5, 0.5, 0.5], "image_std": [0.25, 0.25, 0.25]}
-    (folder / "preprocessor_config.json").write_text(json.dumps(colours))
-    return folder
+    return make_hub_vit(tmp_path_factory.mktemp("vit"), size=48, depth=6, classes=True)
 
 
 def test_tokens_of_a_hub_teacher_are_its_hidden_states_before_the_last_norm(
