@@ -144,6 +144,17 @@ def lines(run: Path, name: str = "loss") -> dict[int, float]:
     return {record["step"]: record[name] for record in records if name in record}
 
 
+def exported(run: Path) -> Path:
+    """The file of the weights of a run's last checkpoint."""
+    succeeds("export", run, "score.checkpoint=last")
+    return run / "export/student.safetensors"
+
+
+def weights(run: Path) -> bytes:
+    """Those of the last checkpoint: the same bytes where every bit of them is the same."""
+    return exported(run).read_bytes()
+
+
 def until(launched: Launched, condition: Callable[[], bool]) -> None:
     """Waits for something that all ranks live to see."""
     while not condition():

@@ -13,7 +13,7 @@ import yaml
 from safetensors.torch import load_file
 
 from tests.integration import test_loramae, test_training
-from tests.kdad import Launched, configured, kdad, lines, succeeds
+from tests.kdad import Launched, configured, exported, kdad, lines, succeeds, weights
 
 pytestmark = pytest.mark.launch
 
@@ -72,15 +72,6 @@ def apart(first: Path, second: Path, steps: int = 20) -> float:
     """The largest difference of the loss in the first steps of two runs."""
     one, two = lines(first), lines(second)
     return max(abs(one[step] - two[step]) for step in range(1, steps + 1))
-
-
-def exported(run: Path) -> Path:
-    succeeds("export", run, "score.checkpoint=last")
-    return run / "export/student.safetensors"
-
-
-def weights(run: Path) -> bytes:
-    return exported(run).read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import yaml
 from safetensors.numpy import load_file
 
 from tests.helpers import make_mvtec
-from tests.kdad import succeeds
+from tests.kdad import exported, succeeds
 from tests.needs import REPOSITORY, require_or_skip
 
 pytestmark = pytest.mark.launch
@@ -107,11 +107,6 @@ def losses(run: Path) -> list[float]:
     return [line["loss"] for line in lines if "loss" in line]
 
 
-def weights(run: Path) -> dict[str, np.ndarray]:
-    succeeds("export", run, "score.checkpoint=last")
-    return load_file(run / "export/student.safetensors")
-
-
 def test_a_training_on_two_machines_goes_on_alone_when_one_of_them_is_lost(
     machines: tuple[Machine, Machine], config: Path
 ) -> None:
@@ -136,6 +131,6 @@ def test_a_training_on_two_machines_goes_on_alone_when_one_of_them_is_lost(
     assert "going on from step" in text
     succeeds("train", config, f"output={undisturbed}", processes=2)
     assert losses(run) == pytest.approx(losses(undisturbed), abs=1e-5)
-    expected = weights(undisturbed)
-    for name, values in weights(run).items():
+    expected = load_file(exported(undisturbed))
+    for name, values in load_file(exported(run)).items():
         np.testing.assert_allclose(values, expected[name], atol=1e-5, err_msg=name)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from kdad_dist.runtime.tensors import open_checkpoint, read_into
 from kdad_dist.runtime.zero_files import FOLDER
-from tests.kdad import MODES, kdad, limit_files, succeeds
+from tests.kdad import MODES, exported, kdad, limit_files, succeeds
 from tests.shards import make_shards
 
 zero_to_fp32 = pytest.importorskip("deepspeed.utils.zero_to_fp32")
@@ -96,14 +96,9 @@ def assert_same_training(run: Path, other: Path) -> None:
     assert curves(run) == pytest.approx(curves(other), rel=0, abs=1e-5)
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """Those of the last checkpoint, exported."""
-    succeeds("export", run, "score.checkpoint=last")
-    return load_file(run / "export/student.safetensors")
-
-
 def assert_same_weights(run: Path, other: Path, tolerance: float = 0.0) -> None:
-    torch.testing.assert_close(weights(run), weights(other), rtol=0, atol=tolerance)
+    one, two = (load_file(exported(path)) for path in (run, other))
+    torch.testing.assert_close(one, two, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +125,7 @@ def test_every_process_writes_its_part_and_nothing_that_is_frozen(runs: Runs) ->
     sizes = [manifest["files"][name]["bytes"] for name in sorted(manifest["files"])]
     assert sizes[1:] == pytest.approx([sizes[1]] * 3, rel=0.05)
     assert sizes[0] < 0.1 * sizes[1]
-    whole = sum(value.nbytes for value in weights(run).values())
+    whole = sum(value.nbytes for value in load_file(exported(run)).values())
     # A training of all weights would write each with two moments.
     assert sum(entry["bytes"] for entry in manifest["files"].values()) < 0.05 * 3 * whole
 

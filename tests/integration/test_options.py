@@ -10,7 +10,7 @@ from safetensors.numpy import load_file
 
 from tests.bundles import make_mnist
 from tests.helpers import make_mvtec, save_image, texture
-from tests.kdad import kdad, succeeds
+from tests.kdad import kdad, succeeds, weights
 
 pytestmark = pytest.mark.launch
 
@@ -44,11 +44,6 @@ def trained(config: Path, name: str, *overrides: str, processes: int = 1) -> Pat
 def records(run: Path, name: str = "loss") -> list[float]:
     lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
     return [line[name] for line in lines if name in line]
-
-
-def weights(run: Path) -> bytes:
-    succeeds("export", run, "score.checkpoint=last")
-    return (run / "export/student.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("cache", ["none", "device"])

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.test_training import config as config
-from tests.integration.test_training import lines, weights
-from tests.kdad import Launched, succeeds, until
+from tests.kdad import Launched, lines, succeeds, until, weights
 
 pytestmark = pytest.mark.launch
 SLOW = 0.4

@@ -12,21 +12,17 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.kdad import Launched, configured, kdad, lines, succeeds
+from tests.kdad import Launched, configured, kdad, lines, succeeds, weights
+from tests.methods import tiny
 
 pytestmark = pytest.mark.launch
 
-CONFIG = {
-    "name": "tiny",
-    "data": {"image_size": 32, "val_fraction": 0.2},
-    "method": {
-        "name": "stfpm",
-        "teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1, 2]},
-    },
-    "optim": {"name": "sgd", "lr": 0.03, "weight_decay": 1.0e-4},
-    "train": {"steps": 24, "batch_size": 6, "log_every": 1, "check_every": 3},
-    "checkpoint": {"every_steps": 3, "keep": 2},
-}
+CONFIG = tiny(
+    "stfpm",
+    optim={"lr": 0.03, "weight_decay": 1.0e-4},
+    train={"steps": 24, "check_every": 3},
+    checkpoint={"every_steps": 3, "keep": 2},
+)
 
 
 @pytest.fixture(scope="module")
@@ -43,11 +39,6 @@ def undisturbed(config) -> dict[int, Path]:
         runs[processes] = config.parent / f"undisturbed{processes}"
         succeeds("train", config, f"output={runs[processes]}", processes=processes)
     return runs
-
-
-def weights(run: Path) -> bytes:
-    succeeds("export", run, "score.checkpoint=last")
-    return (run / "export/student.safetensors").read_bytes()
 
 
 def test_the_loss_does_not_depend_on_the_number_of_processes(undisturbed):

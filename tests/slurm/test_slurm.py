@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kdad import kdad, succeeds
+from tests.kdad import kdad, succeeds, weights
 from tests.needs import REPOSITORY
 from tests.slurm.cluster import Cluster, cluster, wait_for
 from tests.sweeps import ODD, many
@@ -39,11 +39,6 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train = {"steps": 200, "batch_size": 4, "log_every": 1, "validate_every": 1000}
     place = tmp_path_factory.mktemp("slurm")
     return many(place, CLASSES, train=train, checkpoint={"every_steps": 10})
-
-
-def weights(run: Path) -> bytes:
-    succeeds("export", run, "score.checkpoint=last")
-    return (run / "export/student.safetensors").read_bytes()
 
 
 def is_training(run: Path) -> bool:

@@ -28,26 +28,17 @@ from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.manifest import verify
 from kdad_dist.runtime.tensors import Tensors
-from tests.kdad import Launched, lines, succeeds
+from tests.kdad import Launched, lines, weights
+from tests.methods import tiny
 from tests.needs import REPOSITORY
 
-CONFIG = {
-    "name": "soak",
-    "data": {"image_size": 32, "val_fraction": 0.2},
-    "method": {
-        "name": "stfpm",
-        "teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1, 2]},
-    },
-    "optim": {"name": "sgd", "lr": 0.01, "weight_decay": 1.0e-4},
-    "train": {"steps": 24, "batch_size": 6, "log_every": 1, "check_every": 2},
-    "checkpoint": {"every_steps": 3, "keep": 2},
-}
+CONFIG = tiny(
+    "stfpm",
+    optim={"weight_decay": 1.0e-4},
+    train={"steps": 24},
+    checkpoint={"every_steps": 3, "keep": 2},
+)
 PROCESSES = 2
-
-
-def weights(run: Path) -> bytes:
-    succeeds("export", run, "score.checkpoint=last")
-    return (run / "export/student.safetensors").read_bytes()
 
 
 # ---- kills ---------------------------------------------------------------------------------------
