@@ -24,8 +24,8 @@ from kdad_dist.errors import WeightsError
 
 HUB_PATIENCE = 4.0
 """Seconds. The hub's own client would retry for 46 s before it says that there is no network."""
-PREFIXES = re.compile(r"^((module|model|backbone|network|student|teacher)\.)+")
-"""What wrappers (DataParallel, Lightning, feature extractors, ours) put before a network's keys."""
+PREFIXES = re.compile(r"^((module|model|backbone|encoder|network|student|teacher)\.)+")
+"""What wrappers (DataParallel, Lightning, feature extractors, classifiers, ours) add to keys."""
 UNPICKLING = (pickle.UnpicklingError, LookupError, TypeError, AttributeError, struct.error)
 """What torch's unpickler of plain tensors raises where a file holds other things, or noise."""
 MANIFEST = "manifest.json"

@@ -54,10 +54,11 @@ def test_a_random_hub_teacher_is_drawn_from_the_seed(hub: Path) -> None:
     )
 
 
-def test_a_file_of_timm_weights_is_the_teacher(tmp_path: Path) -> None:
+@pytest.mark.parametrize("wrapper", ["module", "encoder"])  # the latter of our classifiers
+def test_a_file_of_timm_weights_is_the_teacher(wrapper: str, tmp_path: Path) -> None:
     first = make_vitkd()
     file = tmp_path / "weights.pth"
-    torch.save({f"module.{k}": v for k, v in first.teacher.network.state_dict().items()}, file)
+    torch.save({f"{wrapper}.{k}": v for k, v in first.teacher.network.state_dict().items()}, file)
     assert weights_hash(make_vitkd(weights=str(file)).teacher) == weights_hash(first.teacher)
 
 
