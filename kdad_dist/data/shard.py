@@ -134,7 +134,9 @@ def _fill(
     file: io.BufferedWriter, plan: ShardPlan, options: Options, tick: Callable[[], None]
 ) -> tuple[str, list[tuple[Record, str]], list[tuple[str, str]]]:
     """The source hash; the records that were written, with their extension; what was skipped."""
-    from webdataset import TarWriter  # brings torch: not for those who look at a command's help
+    from webdataset.writer import (
+        TarWriter,
+    )  # brings torch: not for those who look at a command's help
 
     digest, kept, skipped = hashlib.sha256(), [], []
     # Whoever packs, whenever: the same bytes.
