@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 SCRIPTS = launch/*.sh slurm/*.sbatch slurm/*.example .ci/install .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak lint format typecheck clean
+.PHONY: help demo test soak check lint format typecheck clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
@@ -29,6 +29,9 @@ soak:  ## install with the dev extra, then run the long campaigns and write docs
 	@.ci/install dev
 	@echo "== running the campaigns"
 	KDAD_SOAK_REPORT=docs/soak.md .venv/bin/python -m pytest -m soak -n 0 $(PYTEST_FLAGS)
+
+check: lint typecheck  ## lint, typecheck, and the tests of the architecture: what a commit needs
+	.venv/bin/python -m pytest -q -n 0 tests/architecture
 
 lint:  ## ruff check, formatting, shellcheck
 	@.ci/install dev
