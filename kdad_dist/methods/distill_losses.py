@@ -77,4 +77,8 @@ def _distances(rows: Float[Tensor, "n k"]) -> Float[Tensor, "n n"]:
 def _cosines(rows: Rows) -> Float[Tensor, "b n n"]:
     """At each own image, between the directions to any two; 0 where one of them is the image."""
     directions = F.normalize(rows.every[None] - rows.every[rows.own, None], dim=2)
-    return directions @ directions.transpose(1, 2)
+    # Relations differ in digits that bf16 does not have: autocast shall not touch the product.
+    # Where only shapes are computed (torch's meta device), there is none to keep away.
+    device = "cpu" if directions.is_meta else directions.device.type
+    with torch.autocast(device, enabled=False):
+        return directions @ directions.transpose(1, 2)

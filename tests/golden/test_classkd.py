@@ -82,6 +82,18 @@ def test_relations_know_neither_scale_nor_place_nor_rotation(relations):
 
 
 @pytest.mark.parametrize("relations", [distance_relations, angle_relations])
+def test_relations_are_the_same_bits_where_networks_compute_in_bf16(relations):
+    def computed(autocast: bool) -> tuple[Tensor, Tensor]:
+        student = (logits() + 0.01 * logits(seed=1)).requires_grad_()  # almost the teacher's
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            loss = relations(alone(student), alone(logits()))
+        return loss, *torch.autograd.grad(loss.sum(), student)
+
+    for found, expected in zip(computed(True), computed(False), strict=True):
+        assert found.dtype == torch.float32 and torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("relations", [distance_relations, angle_relations])
 @pytest.mark.parametrize("rows", [1, 2, 4])
 def test_one_image_and_equal_images_give_finite_gradients(relations, rows):
     student = torch.ones(rows, 3, requires_grad=True)
