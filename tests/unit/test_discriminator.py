@@ -6,17 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from kdad_dist.errors import ConfigError
+from kdad_dist.methods.distill_losses import mistaken
 from kdad_dist.models.discriminator import Discriminator, Rivals
 
 
-def test_it_has_the_published_size_for_ten_classes():
+def test_for_ten_classes_it_has_the_published_size_less_two_normalisations():
     network = Discriminator(10)
-    assert sum(p.numel() for p in network.parameters()) == 285
+    assert sum(p.numel() for p in network.parameters()) == 285 - 2 * 4 - 2 * 16
     lengths, values = [], torch.randn(2, 1, 10)
     for layer in network.layers:
         values = layer(values)
         lengths.append(values.shape[-1])
-    assert lengths == [7, 7, 7, 5, 3, 3, 3, 1, 16, 1]
+    assert lengths == [7, 7, 5, 3, 3, 1, 16, 1]
 
 
 def test_it_takes_any_number_of_classes_that_its_windows_fit_on_and_refuses_fewer():
@@ -78,3 +79,29 @@ def test_both_networks_answer_in_the_same_space():
     logits = student.classifier(image).detach()
     _, fake, real = student(image, logits + 7, "discriminator")  # an offset says nothing
     assert torch.allclose(fake, real, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [0.1, 2.0])
+def test_it_learns_to_tell_answers_by_their_confidence_alone(scale: float):
+    """Student and teacher rank the classes alike; only the scale of their logits differs."""
+    student = rivals()
+    judge, random = student.discriminator, torch.Generator().manual_seed(3)
+
+    def verdicts() -> tuple[Tensor, Tensor]:
+        logits = 3 * torch.randn(64, 10, generator=random)
+        teacher, pupil = ((k * logits / 1.5).log_softmax(1) for k in (1, scale))
+        return judge(pupil), judge(teacher)
+
+    optimizer = torch.optim.Adam(judge.parameters(), lr=1e-2)
+    for _ in range(300):
+        optimizer.zero_grad()
+        mistaken(*verdicts()).mean().backward()
+        optimizer.step()
+    fake, real = verdicts()
+    right = torch.cat([fake < 0, real > 0]).float().mean()
+    assert right > 0.85 and mistaken(fake, real).mean() < 0.4  # log 2 where it is blind
+
+
+def test_an_answer_is_judged_by_itself():
+    judge, answers = rivals().discriminator, batch()[1].log_softmax(1)
+    assert torch.allclose(judge(answers)[:1], judge(answers[:1]), atol=1e-6)
