@@ -92,7 +92,7 @@ def score_one(config: RunConfig, request: StopRequest, here: Session) -> dict[st
         method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
         reader = ShardReader(config.data.shards, config.data.image_size)
         reading = (method, config.score, config.data.tiling)
-        explainer = shared(lambda: build_explainer(config, trained, here.device))
+        explainer = build_explainer(config, trained, here.device)
         scorer = Scorer(config, [Readout(*reading)], reader, here.device, explainer)
         started = time.monotonic()
         others = explainer.networks.values() if explainer else ()

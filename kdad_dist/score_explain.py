@@ -4,6 +4,7 @@ third one beside them, such as the student trained without a teacher.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,8 +22,9 @@ from kdad_dist.methods.cam import evidence, refuse_flat
 from kdad_dist.metrics.agreement import Agreement, agreement, mean_agreement
 from kdad_dist.models.backbone_classifier import Classifier, build_known
 from kdad_dist.pictures import save_png16
-from kdad_dist.runtime.classifiers import open_run
+from kdad_dist.runtime.classifiers import choose_checkpoints, open_run
 from kdad_dist.runtime.restore import Trained
+from kdad_dist.runtime.together import shared
 from kdad_dist.score_parts import Compared, Row
 
 MOST = 12
@@ -64,7 +66,7 @@ class Explainer:
 
 
 def build_explainer(config: RunConfig, trained: Trained, device: torch.device) -> Explainer | None:
-    """The networks of a run that are compared; None where that is not asked for.
+    """The networks of a run that are compared; None where that is not asked for. Collective.
 
     Raises:
         ConfigError: one of them has no feature map, or tells other classes apart.
@@ -76,12 +78,17 @@ def build_explainer(config: RunConfig, trained: Trained, device: torch.device) -
     networks: dict[str, Any] = {"student": trained.method.network}
     if trained.method.teacher is not None:
         networks["teacher"] = trained.method.teacher
-    if method.beside is not None:
-        beside = build_known(method.beside, classes, size, open_run, "method.beside")
-        networks["beside"] = beside.to(device, memory_format=torch.channels_last)  # pyright: ignore
-    for name, network in networks.items():
-        refuse_flat(name, network, torch.zeros(1, 3, size, size, device=device))
-    return Explainer(networks, device)
+    opened = partial(open_run, sources=choose_checkpoints(method.beside))
+
+    def build() -> Explainer:
+        if method.beside is not None:
+            beside = build_known(method.beside, classes, size, opened, "method.beside")
+            networks["beside"] = beside.to(device, memory_format=torch.channels_last)  # pyright: ignore
+        for name, network in networks.items():
+            refuse_flat(name, network, torch.zeros(1, 3, size, size, device=device))
+        return Explainer(networks, device)
+
+    return shared(build)
 
 
 def compared(seen: Seen) -> Compared:

@@ -15,7 +15,7 @@ from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import load_weights, read_weights
 from kdad_dist.runtime import account
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
-from kdad_dist.runtime.classifiers import make_method
+from kdad_dist.runtime.classifiers import Sources, choose_sources, make_method
 from kdad_dist.runtime.engine import Engine
 from kdad_dist.runtime.engines import build_engine
 from kdad_dist.runtime.finished import say_so
@@ -76,8 +76,9 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
     folder = config.directory / "checkpoints"
     keep = Rotation(config.checkpoint.keep, config.checkpoint.keep_hours)
     newest = CheckpointManager(folder, keep, identity={}).latest()
+    sources = choose_sources(config, trains=True)
     index, method, identity, loader, held_out = shared(
-        lambda: assemble(config, here, newest is None, poll)
+        lambda: assemble(config, here, sources, newest is None, poll)
     )
     cost = operations(method, config.data.network_size)
     images = loader.samples_seen(loader.steps_per_epoch) // config.data.tiling.count
@@ -111,13 +112,13 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
 
 
 def assemble(
-    config: RunConfig, here: Session, fresh: bool, poll: Poll
+    config: RunConfig, here: Session, sources: Sources, fresh: bool, poll: Poll
 ) -> tuple[Index, Method, dict[str, str], Loader, Loader | None]:
     """What a process makes by itself: index, method on its device, what checkpoints must agree
     with, loaders of both splits.
     """
     poll()
-    index, method = make(config, fresh)
+    index, method = make(config, sources, fresh)
     poll()
     identity = own_identity(index, method)
     refuse_mode(config, method, here.mode, here.world)
@@ -130,14 +131,14 @@ def assemble(
     return index, method, identity, *loaders
 
 
-def make(config: RunConfig, fresh: bool) -> tuple[Index, Method]:
+def make(config: RunConfig, sources: Sources, fresh: bool) -> tuple[Index, Method]:
     """The index of the data, and the method; a fresh one has the weights that training starts from,
     which a run that goes on does not need any more.
     """
     index = Index.read(config.data.shards)
     if config.tells_classes:
         check_classes(list(index.samples), config.data.classes, index.root, index.layout)
-    method = make_method(config)
+    method = make_method(config, sources, trains=True)
     if fresh and config.train.init_from:
         source = Path(config.train.init_from)
         if source.is_dir():

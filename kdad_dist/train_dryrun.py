@@ -26,6 +26,7 @@ from kdad_dist.methods.base import Method
 from kdad_dist.runtime.account import checkpoint_bytes, memory, pixel_bytes, readable
 from kdad_dist.runtime.activations import activations
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
+from kdad_dist.runtime.classifiers import choose_sources
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.loaders import choose, indexed_plan, stream_plan
 from kdad_dist.runtime.modes import refuse_mode
@@ -49,8 +50,9 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
     check_trackers(config.track)
     refuse_changes(config)
     saved = CheckpointManager(config.directory / "checkpoints", Rotation(1), {}).latest()
+    sources = choose_sources(config, trains=True)
     with FakeTensorMode() if saved is None and draws_all(config) else nullcontext():
-        index, method = make(config, fresh=saved is None)
+        index, method = make(config, sources, fresh=saved is None)
     refuse_mode(config, method, mode, world)
     train, held_out = choose(config, index, method)
     look_at(config, index, [*train, *held_out])

@@ -20,8 +20,11 @@ def no_runs(run: Path) -> KnownClassifier:
     raise ConfigError(f"{run} is a directory", "give a file of weights")
 
 
-def build_method(config: RunConfig, open_run: OpenRun = no_runs) -> Method:
+def build_method(config: RunConfig, open_run: OpenRun = no_runs, teacher: bool = True) -> Method:
     """The student with its initial weights beside its teacher, if it has one, on the CPU.
+
+    Args:
+        teacher: whether a classifier's is there, of whom its predictions know nothing.
 
     Raises:
         ConfigError, WeightsError: the network, its layers or its weights are not what they need
@@ -38,4 +41,6 @@ def build_method(config: RunConfig, open_run: OpenRun = no_runs) -> Method:
             return Vitkd(method, config.data.network_size, config.seed)
         case ClasskdConfig() as method:
             data = config.data
-            return Classkd(method, data.classes or (), data.network_size, config.seed, open_run)
+            return Classkd(
+                method, data.classes or (), data.network_size, config.seed, open_run, teacher
+            )

@@ -42,13 +42,14 @@ class Classkd(Method):
         image_size: int,
         seed: int,
         open_run: OpenRun,
+        teacher: bool = True,
     ) -> None:
         super().__init__()
         self.config = config
         self.student = build_student(config, len(classes), image_size, seed, open_run)
         if isinstance(self.student, Rivals):
             self.parts, self.turn = TURNS, TURNS[0]
-        if config.teacher is not None:
+        if teacher and config.teacher is not None:
             self.teacher = build_known(config.teacher, classes, image_size, open_run)
         self.caches_targets = config.cache_teacher
         self.relates_images = config.distill in RELATIONS

@@ -1,9 +1,14 @@
 """The method of a configuration, with the classifiers of other runs that it starts from."""
 
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+from kdad_dist import files
 from kdad_dist.config import RunConfig, load_run
-from kdad_dist.config_classkd import ClasskdConfig
+from kdad_dist.config_classkd import ClassifierConfig, ClasskdConfig, ClassTeacherConfig
 from kdad_dist.errors import CheckpointError, ConfigError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
@@ -12,25 +17,102 @@ from kdad_dist.models.backbone_classifier import KnownClassifier
 from kdad_dist.models.discriminator import Rivals
 from kdad_dist.runtime.identity import SOURCES, frozen_tensors
 from kdad_dist.runtime.manifest import first_sound, published, ranked, read_manifest
+from kdad_dist.runtime.rundir import STATUS_FILE
 from kdad_dist.runtime.tensors import Tensors
+from kdad_dist.runtime.together import gathered, rank_here, shared
+
+log = logging.getLogger(__name__)
+Sources = Mapping[Path, Path]
+"""By the directory of a run, the checkpoint that is taken of it."""
 
 
-def make_method(config: RunConfig) -> Method:
+def choose_sources(config: RunConfig, trains: bool) -> Sources:
+    """The checkpoints that `make_method` needs. Collective, as `choose_checkpoints`.
+
+    Args:
+        trains: whether the student is trained, or has been.
+    """
+    if not isinstance(config.method, ClasskdConfig):
+        return {}
+    method = config.method if trains else finished(config.method)
+    return choose_checkpoints(method.network, method.teacher if trains or method.explain else None)
+
+
+def make_method(config: RunConfig, sources: Sources, trains: bool) -> Method:
     """As `build_method`; names in the configuration may be directories of runs. Not collective.
 
+    Args:
+        trains: whether the student is trained. Of one that has been, initial weights that its
+            checkpoint replaces are drawn, and a teacher that it does not look at any more is left
+            out: it can be used wherever those of a training are not at hand.
+
     Raises:
-        As `build_method`; CheckpointError: such a run holds no sound checkpoint.
+        As `build_method` and `open_run`.
     """
-    return build_method(config, open_run)
+    opened, teacher = partial(open_run, sources=sources), True
+    if not trains and isinstance(config.method, ClasskdConfig):
+        teacher = config.method.explain
+        config = replace(config, method=finished(config.method))
+    return build_method(config, opened, teacher)
 
 
-def open_run(run: Path) -> KnownClassifier:
-    """The classifier of a run's best checkpoint (lowest loss on held-out images; without one, the
-    newest), every file of it verified. Its own teacher is not needed. Not collective.
+def finished(method: ClasskdConfig) -> ClasskdConfig:
+    """Of a student that has been trained: no initial weights that its checkpoint holds anyway."""
+    if method.network.freeze != "none":
+        return method
+    return replace(method, network=replace(method.network, weights="random"))
+
+
+def choose_checkpoints(*named: ClassifierConfig | ClassTeacherConfig | None) -> Sources:
+    """The best checkpoint (lowest loss on held-out images; without one, the newest) of each run
+    that is named, and of those that these start from.
+
+    Collective where processes are connected: the main one chooses for all, since a network disk may
+    show others something else.
+
+    Raises:
+        ConfigError: one is no run, not of classkd, or has not come to its end.
+    """
+    found: dict[Path, Path] = {}
+
+    def choose(config: ClassifierConfig | ClassTeacherConfig) -> None:
+        run = Path(config.weights)
+        if not run.is_dir() or run in found:
+            return
+        method = finished(read_classifier(run)[1])
+        refuse_unfinished(run)
+        paths = published(run / "checkpoints")
+        path = first_sound(ranked(paths)) or first_sound(reversed(paths))
+        if path is not None:
+            log.info("%s: its step %d is taken", run, read_manifest(path)["step"])
+            found[run] = path
+        choose(method.network)
+
+    def choose_all() -> Sources:
+        for config in named if rank_here() == 0 else ():
+            if config is not None:
+                choose(config)
+        return found
+
+    return gathered(shared(choose_all))[0]
+
+
+def refuse_unfinished(run: Path) -> None:
+    """Raises ConfigError where a run says that it has not come to its end."""
+    status = files.read_json(run / STATUS_FILE)
+    if status.get("state", "finished") != "finished":
+        raise ConfigError(
+            f"{run} has not finished: it is {status['state']}, at step {status.get('step')} of "
+            f"{status.get('steps')}",
+            f"finish it first, or give what `kdad export {run}` writes of it now",
+        )
+
+
+def read_classifier(run: Path) -> tuple[RunConfig, ClasskdConfig, list[str]]:
+    """The configuration of a run, its method, and the classes that it tells apart.
 
     Raises:
         ConfigError: it is no run, or not of classkd.
-        CheckpointError: it holds no sound checkpoint, or its frozen weights are not what they were.
     """
     config = load_run(run)
     method, classes = config.method, config.data.classes
@@ -39,14 +121,26 @@ def open_run(run: Path) -> KnownClassifier:
             f"{run} is a run of {method.name}, which is no classifier",
             "give the directory of a run of classkd",
         )
-    data = config.data
-    student = build_student(method, len(classes), data.image_size, config.seed, open_run)
-    paths = published(run / "checkpoints")
-    path = first_sound(ranked(paths)) or first_sound(reversed(paths))
+    return config, method, classes
+
+
+def open_run(run: Path, sources: Sources) -> KnownClassifier:
+    """The classifier of a run's chosen checkpoint, every file of it verified. Its own teacher is
+    not needed. Not collective.
+
+    Raises:
+        ConfigError: it is no run, or not of classkd.
+        CheckpointError: it holds no sound checkpoint, or its frozen weights are not what they were.
+    """
+    config, method, classes = read_classifier(run)
+    method, path = finished(method), sources.get(run)
     if path is None:
         raise CheckpointError(
-            f"{run} holds no sound checkpoint", "train it first, until it has saved one"
+            f"{run} holds no sound checkpoint that the main process sees",
+            "train it first, until it has saved one",
         )
+    opened = partial(open_run, sources=sources)
+    student = build_student(method, len(classes), config.data.image_size, config.seed, opened)
     body, tensors = read_manifest(path), Tensors(student)
     tensors.check(path, body["files"])
     if body["identity"].get("base") != frozen_tensors(student).get("base"):

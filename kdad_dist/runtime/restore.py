@@ -13,7 +13,7 @@ from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard, readout_of
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
-from kdad_dist.runtime.classifiers import make_method
+from kdad_dist.runtime.classifiers import choose_sources, make_method
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.manifest import read_manifest, verify
 from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
@@ -44,12 +44,15 @@ def restore(config: RunConfig) -> Trained:
         CheckpointError: the run holds no sound checkpoint, or one of another teacher or base.
     """
     shared(lambda: refuse_another_reading(config))
-    method = shared(lambda: make_method(config))
+    sources = choose_sources(config, trains=False)
+    method = shared(lambda: make_method(config, sources, trains=False))
     finder = CheckpointManager(config.directory / "checkpoints", Rotation(1), identity={})
     path, rule = choose(finder, config.score.checkpoint)
     # The student may score other data than it was trained on, but only with its own base, and
-    # beside its own teacher.
-    identity = {"data": finder.manifest(path)["identity"]["data"], **frozen_weights(method)}
+    # beside its own teacher, if beside any.
+    there = finder.manifest(path)["identity"]
+    given = {name: there[name] for name in ("data", "teacher") if name in there}
+    identity = given | frozen_weights(method)
     manager = CheckpointManager(finder.directory, Rotation(1), identity)
     state = manager.load(path, Tensors(method.student))
     method.requires_grad_(False)
