@@ -10,7 +10,7 @@ import yaml
 
 import kdad_dist
 from kdad_dist.config import load
-from kdad_dist.errors import KdadError
+from kdad_dist.errors import ConfigError, KdadError
 from kdad_dist.report import write_report
 from kdad_dist.train_dryrun import dry_run
 from tests.helpers import make_classes, texture
@@ -110,10 +110,12 @@ def test_results_are_the_same_bits_on_1_to_4_processes_and_make_a_page(trained):
 
 
 @pytest.mark.parametrize("trained", ["classkd"], indirect=True)
-def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained):
+def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained, tmp_path):
     run = trained.parent / "run1"
     succeeds("score", run)
     serial = results(run)
+    # From here on its own teacher is out of reach.
+    teacher = (trained.parent / "teacher").rename(tmp_path / "teacher")
     succeeds("score", run, processes=3)
     assert results(run) == serial
     metrics = json.loads((run / "metrics.json").read_text())
@@ -133,6 +135,7 @@ def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained):
     assert "4 images: " in outcome.text and "threshold" not in outcome.text
 
     succeeds("export", run)
+    teacher.rename(trained.parent / "teacher")
     exported = run / "export/student.safetensors"
     words = [f"method.teacher.weights={exported}", "method.distill=hinton"]
     words += [f"method.network.weights={run}", "method.network.freeze=all", "train.steps=1"]
@@ -140,6 +143,29 @@ def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained):
     succeeds("train", trained, f"output={frozen}", *words)
     [step] = (frozen / "checkpoints").glob("step_*")
     assert sum(file.stat().st_size for file in step.iterdir()) < exported.stat().st_size / 4
+    sharded = trained.parent / "frozen-sharded"
+    succeeds("train", trained, f"output={sharded}", *words, processes=2, mode="fsdp2")
+    assert lines(sharded) == pytest.approx(lines(frozen), rel=1e-5)
+
+
+@pytest.mark.parametrize("trained", ["classkd"], indirect=True)
+def test_angles_and_a_backbone_frozen_but_for_its_norms_are_learnt_alike_on_two_processes(trained):
+    words = ["method.distill=rkd_angle", "method.network.freeze=all_but_bn", "train.steps=6"]
+    words += [f"method.network.weights={trained.parent / 'teacher'}"]
+    runs = [trained.parent / f"angles-{mode}" for mode in ("ddp", "fsdp2")]
+    succeeds("train", trained, f"output={runs[0]}", *words)
+    succeeds("train", trained, f"output={runs[1]}", *words, processes=2, mode="fsdp2")
+    assert max(apart(*runs, name) for name in ("loss", "distillation")) < 1e-5
+
+
+@pytest.mark.parametrize("trained", ["classkd"], indirect=True)
+def test_a_teacher_that_has_not_finished_is_refused_with_its_step(trained, tmp_path):
+    teacher = shutil.copytree(trained.parent / "teacher", tmp_path / "teacher")
+    status = json.loads((teacher / "status.json").read_text())
+    (teacher / "status.json").write_text(json.dumps(status | {"state": "preempted", "step": 2}))
+    words = [f"output={tmp_path / 'run'}", f"method.teacher.weights={teacher}"]
+    with pytest.raises(ConfigError, match=r"teacher has not finished: it is preempted, at step 2"):
+        dry_run(load(trained, words), 1, "ddp")
 
 
 @pytest.mark.parametrize("trained", ["classkd"], indirect=True)
