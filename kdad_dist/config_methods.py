@@ -125,7 +125,7 @@ class MkdConfig(DepthsConfig):
     """Apply the teacher's mean and standard deviation to the images."""
     balance: bool = False
     """Also weigh the direction by the factor that makes both terms equal before the first step, on
-    the first training images."""
+    the first training images; for equal weights."""
     localise: Literal["none", "gradient", "smoothgrad", "guided"] = "gradient"
     """How anomaly maps are made; "none": there are scores alone, much faster."""
     noise_copies: Positive = 50
@@ -133,12 +133,23 @@ class MkdConfig(DepthsConfig):
     noise_deviation: PositiveFloat = 0.05
     """Of their noise; images are in [0, 1]."""
     stretch_maps: bool = False
-    """Stretch each map to [0, 1] by itself, as the original: maps can then not be compared."""
+    """Stretch each map to [0, 1] by itself, cut off at its 99th percentile: maps can then not be
+    compared."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.use_bias and self.student == "same":
             raise ValueError("use_bias is of cloners; student=same has its own biases")
+        if self.balance and self.value_weight != self.direction_weight:
+            raise ValueError(
+                "balance makes both terms equal, which value_weight "
+                f"{self.value_weight:g} and direction_weight {self.direction_weight:g} would undo; "
+                "set both to 1"
+            )
+        if self.localise == "none" and self.stretch_maps:
+            raise ValueError(
+                "stretch_maps is of maps, and localise=none makes none; set it to false"
+            )
 
     @property
     def draws_to_read(self) -> bool:

@@ -39,7 +39,9 @@ def direction(
 ) -> Float[Tensor, " b"]:
     """1 - cosine of each image's two vectors, in [0, 2].
 
-    As half the squared distance of the unit vectors: its digits stay where they almost agree.
+    As half the squared distance of the unit vectors: its digits stay where they almost agree. A
+    vector of zeros has no direction: it is 1, as of one that is orthogonal.
     """
-    unit = F.normalize(target.flatten(1)) - F.normalize(feature.flatten(1))
-    return unit.square().sum(dim=1) / 2
+    one, other = F.normalize(target.flatten(1)), F.normalize(feature.flatten(1))
+    zeros = (~one.any(dim=1)).float() + (~other.any(dim=1)).float()  # whose squared length is not 1
+    return ((one - other).square().sum(dim=1) + zeros) / 2

@@ -26,6 +26,9 @@ from kdad_dist.types import Batch, Features, Losses, Prediction
 BALANCE = "direction_balance"
 BALANCED_OVER = 64
 """Images over which the two terms are made equal."""
+ACTIVATIONS = ("torch.nn.modules.activation", "timm.layers.activations")
+GATES = {"Sigmoid", "Hardsigmoid", "Softmax"}
+"""Activations that weigh features and stand in no ReLU's place."""
 
 
 class Mkd(Method):
@@ -150,10 +153,19 @@ class Mkd(Method):
                 f"the student's {other}",
                 "choose a size that the teacher's strides divide, or method.student=same",
             )
-        relus = any(isinstance(module, nn.ReLU) for module in self.student.modules())
-        if self.config.localise == "guided" and not relus:
-            raise ConfigError(
-                "method.localise is guided, and the student, like "
-                f"{self.config.teacher.backbone}, has no ReLU to guide",
-                "choose method.localise=gradient or smoothgrad",
-            )
+        if self.config.localise == "guided":
+            self._check_guided()
+
+    def _check_guided(self) -> None:
+        """Raises ConfigError where the student has other activations than ReLU."""
+        kinds = {type(module) for module in self.student.modules()}
+        names = {kind.__name__ for kind in kinds if kind.__module__.startswith(ACTIVATIONS)}
+        others = sorted(names - GATES - {"ReLU"})
+        if nn.ReLU in kinds and not others:
+            return
+        has = f"{', '.join(others)} beside ReLU" if nn.ReLU in kinds else "no ReLU to guide"
+        raise ConfigError(
+            "method.localise is guided, which is defined for ReLU alone, and the student, like "
+            f"{self.config.teacher.backbone}, has {has}",
+            "choose method.localise=gradient or smoothgrad",
+        )

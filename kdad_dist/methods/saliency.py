@@ -56,8 +56,8 @@ def magnitude(gradient: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b h w"]:
 
 
 def stretched(maps: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
-    """Each map cut off at its own 99th percentile and stretched to [0, 1]; maps of different images
-    can then not be compared any more.
+    """Each map cut off at its own 99th percentile and stretched to [0, 1], however it was made;
+    maps of different images can then not be compared any more.
     """
     pixels = maps.flatten(1)
     low = pixels.amin(dim=1)[:, None, None]

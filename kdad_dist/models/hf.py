@@ -23,6 +23,7 @@ SETTINGS, COLOURS = "config.json", "preprocessor_config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 NO_CODE: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 """Not left to the default: where a folder brings code, that is to ask on the terminal."""
+MASKED = "vit_mae"
 FORM = ("hidden_size", "num_hidden_layers", "patch_size", "image_size")
 
 
@@ -75,10 +76,37 @@ def build_hub_tokens(
         else:
             network = pretrained(transformers.AutoModel, folder)
     network = network.float().eval()
-    with torch.no_grad():
-        tokens = network(pixel_values=torch.zeros(1, 3, image_size, image_size)).last_hidden_state
-    form = form._replace(prefix=tokens.shape[1] - form.grid**2)
+    form = form._replace(prefix=prefix_of(name, network, form, image_size))
     return HubTokens(network, form, config.layers, colours or read_colours(folder))
+
+
+def prefix_of(name: str, network: Any, form: Form, image_size: int) -> int:
+    """How many tokens of each layer belong to no patch.
+
+    Raises:
+        ConfigError: the tokens of some layer are not one for each patch, behind these.
+    """
+    with torch.no_grad():
+        image = torch.zeros(1, 3, image_size, image_size)
+        try:
+            states = network(pixel_values=image, output_hidden_states=True).hidden_states
+        except RuntimeError as error:
+            raise ConfigError(
+                f"{name} cannot read an image of {image_size} pixels: {str(error).splitlines()[0]}",
+                f"choose another {KEY}",
+            ) from error
+    shapes = [tuple(state.shape[1:]) for state in states]
+    prefix = shapes[-1][0] - form.grid**2
+    wrong = [shape for shape in shapes if shape != (form.grid**2 + prefix, form.width)]
+    if prefix < 0 or wrong:
+        found = (wrong or shapes)[0]
+        raise ConfigError(
+            f"{name} gives {' x '.join(map(str, found))} numbers after a block; a vision "
+            f"transformer of {form.grid} x {form.grid} patches would give {form.width} for each "
+            "of them",
+            f"choose another {KEY}, one that keeps a token for each patch in every block",
+        )
+    return prefix
 
 
 def refuse_kernels(folder: Path, settings: Any) -> None:
@@ -97,6 +125,11 @@ def form_of(name: str, settings: Any, layers: Sequence[int], image_size: int) ->
     Raises:
         ConfigError: it is no vision transformer, has no such layer, or wants another image size.
     """
+    if settings.model_type == MASKED:
+        raise ConfigError(
+            f"{name} is a {MASKED}, whose network hides patches and shuffles the rest at random",
+            f"choose another {KEY}, such as the encoder in timm: vit_base_patch16_224.mae",
+        )
     numbers: list[Any] = [getattr(settings, key, None) for key in FORM]
     width, depth, patch, side = numbers
     if not all(isinstance(number, int) for number in numbers) or side % patch:

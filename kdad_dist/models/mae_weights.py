@@ -13,7 +13,7 @@ from torch import Tensor
 from kdad_dist.errors import WeightsError
 from kdad_dist.models.lora import MARK
 from kdad_dist.models.mae import PRESETS, MaskedAutoencoder
-from kdad_dist.models.weights import canonical, listed
+from kdad_dist.models.weights import by_name, canonical, listed
 
 DECODER = ("decoder_", "mask_token")
 """How the keys begin that an encoder's weights lack."""
@@ -62,10 +62,11 @@ def load_mae(
 
     Raises:
         WeightsError: a tensor of the encoder is missing, or any has another shape, is not finite,
-            or belongs to a block that the network lacks; the message lists them.
+            could be one of several, or belongs to a block that the network lacks; the message
+            lists them.
     """
-    given = {canonical(key): tensor for key, tensor in tensors.items()}
     own = network.state_dict()
+    given = by_name(tensors, {canonical(key) for key in own}, source)
     report, faults, values = LoadedMae(source), [], {}
     for key, place in own.items():
         tensor = given.get(canonical(key))

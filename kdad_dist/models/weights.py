@@ -9,7 +9,7 @@ import struct
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,32 @@ def canonical(key: str) -> str:
     return PREFIXES.sub("", key).replace(".", "_")
 
 
+def by_name(weights: dict[str, Tensor], needed: Set[str], source: str) -> dict[str, Tensor]:
+    """The tensors by their canonical names.
+
+    Raises:
+        WeightsError: a name that is needed stands for several tensors that differ, as where a file
+            holds both networks of a training.
+    """
+    given: dict[str, Tensor] = {}
+    keys: dict[str, str] = {}
+    faults = []
+    for key, tensor in weights.items():
+        name = canonical(key)
+        known = given.get(name) if name in needed else None
+        if known is not None and not torch.equal(known.float(), tensor.float()):
+            faults.append(f"{keys[name]} and {key}")
+        given[name], keys[name] = tensor, key
+    if faults:
+        raise WeightsError(
+            f"{source} holds more than one network: {len(faults)} tensors could be either of two "
+            f"that differ{listed(faults)}",
+            "save the tensors of the one that is meant in a file of their own "
+            "(safetensors.torch.save_file(tensors, FILE))",
+        )
+    return given
+
+
 def load_weights(
     network: nn.Module,
     weights: dict[str, Tensor],
@@ -128,13 +154,13 @@ def load_weights(
         keys: of the configuration, which say what the network is.
 
     Raises:
-        WeightsError: a tensor of the network is missing, has another shape, or is not finite; the
-            message lists them.
+        WeightsError: a tensor of the network is missing, has another shape, is not finite, or could
+            be one of several; the message lists them.
     """
-    given = {canonical(key): tensor for key, tensor in weights.items()}
     own = network.state_dict()
     # The counter is of no use here, and files older than torch 0.4.1 lack it.
     needed = {key: canonical(key) for key in own if not key.endswith("num_batches_tracked")}
+    given = by_name(weights, set(needed.values()), source)
     faults = []
     for key, name in needed.items():
         tensor = given.get(name)
@@ -196,7 +222,7 @@ def fetch(repository: str, filename: str, key: str) -> Path:
     cached = huggingface_hub.try_to_load_from_cache(repository, filename)
     if isinstance(cached, str):
         return Path(cached)
-    trouble = hub_trouble()
+    trouble = hub_trouble(HUB_PATIENCE)
     if trouble is None:
         try:
             return Path(huggingface_hub.hf_hub_download(repository, filename))
@@ -210,7 +236,7 @@ def fetch(repository: str, filename: str, key: str) -> Path:
     )
 
 
-def hub_trouble(patience: float = HUB_PATIENCE) -> str | None:
+def hub_trouble(patience: float) -> str | None:
     """Why the hub cannot be asked, found out in so many seconds at most; None where it can."""
     if constants.HF_HUB_OFFLINE:
         return "may not be asked (HF_HUB_OFFLINE is set)"

@@ -41,5 +41,3 @@ def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> Non
             "one optimizer for all weights: the moments of the one that rests would move on too",
             "launch with another mode (KDAD_MODE=multi_gpu or fsdp2)",
         )
-    if not any(parameter.requires_grad for parameter in method.student.parameters()):
-        raise ConfigError("no weight of the student is trained", "free some: see docs/methods.md")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdad_dist.config_methods import MkdConfig, MkdTeacherConfig
 from kdad_dist.draws import normal
+from kdad_dist.methods.feature_loss import direction
 from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.readout import opened
 from kdad_dist.methods.saliency import (
@@ -200,3 +201,10 @@ def test_the_opening_is_scipys_with_a_cross_and_that_of_every_threshold() -> Non
         for limit in (0.1, 0.3):
             binary = binary_opening(one > limit, CROSS)
             np.testing.assert_array_equal((found > limit)[inner], binary[inner])
+
+
+def test_a_vector_of_zeros_is_orthogonal_to_all_others() -> None:
+    rows = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])
+    other = torch.tensor([[1.0, 2.0], [0.0, 0.0], [0.0, 0.0]])
+    assert direction(rows, other).tolist() == [1, 1, 1]
+    assert direction(other, rows).tolist() == (1 - torch.cosine_similarity(other, rows)).tolist()

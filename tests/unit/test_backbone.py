@@ -185,6 +185,18 @@ def test_a_network_that_lacks_weights_keeps_its_own_when_loading_fails() -> None
     assert weights_hash(net) == before
 
 
+def test_a_file_with_two_networks_is_refused_unless_they_are_equal() -> None:
+    net = small()
+    one = {f"student.{key}": value for key, value in state(net.network).items()}
+    other = {f"teacher.backbone.{key}": value for key, value in state(net.network).items()}
+    load_weights(net, one | other, "a file")
+    other = {key: value + 1 for key, value in other.items()}
+    said = r"a file holds more than one network[\s\S]*student\.\S+ and teacher\.backbone\."
+    with pytest.raises(WeightsError, match=said):
+        load_weights(net, one | other, "a file")
+    load_weights(net, one | {"teacher.head.1": torch.zeros(1), "head.1": torch.ones(1)}, "a file")
+
+
 class Bomb:
     def __reduce__(self) -> tuple:
         return (Path.touch, (Path("exploded"),))

@@ -71,6 +71,11 @@ def test_guiding_one_thread_leaves_the_others_alone() -> None:
             | {"localise": "guided"},
             "no ReLU",
         ),
+        (
+            {"backbone": "mobilenetv3_small_050", "layers": (1, 2), "size": 64, "student": "same"}
+            | {"localise": "guided"},
+            "Hardswish beside ReLU",
+        ),
     ],
 )
 def test_networks_that_do_not_fit_are_refused_with_what_does(
@@ -88,6 +93,9 @@ def test_networks_that_do_not_fit_are_refused_with_what_does(
         ("method.value_weight=0 method.direction_weight=0", "both 0"),
         ("method.student=same method.use_bias=true", "use_bias is of cloners"),
         ("method.lamda=0.5", "not a known key"),
+        ("method.balance=true method.value_weight=0.01", "set both to 1"),
+        ("method.balance=true method.value_weight=0", "set both to 1"),
+        ("method.localise=none method.stretch_maps=true", "localise=none makes none"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(override: str, said: str) -> None:

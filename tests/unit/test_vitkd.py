@@ -115,6 +115,28 @@ def test_a_hub_teacher_that_does_not_fit_is_refused_with_what_does(
         make_vitkd(hub, weights="weights.pth")
 
 
+@pytest.mark.parametrize(
+    ("kind", "options", "said"),
+    [
+        (
+            "Swin",
+            {"embed_dim": 8, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+            "8 x 8 patches",
+        ),
+        ("ViTMAE", {"hidden_size": 8, "num_hidden_layers": 2}, "hides patches"),
+    ],
+)
+def test_a_hub_network_that_keeps_no_token_per_patch_is_refused(
+    tmp_path: Path, kind: str, options: dict[str, object], said: str
+) -> None:
+    import transformers
+
+    settings = getattr(transformers, f"{kind}Config")(image_size=32, patch_size=4, **options)
+    settings.save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=said):
+        make_vitkd(tmp_path, layers=(1, 2))
+
+
 def lose(name: str) -> object:
     return lambda folder: (folder / name).unlink()
 
