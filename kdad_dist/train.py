@@ -72,7 +72,7 @@ def fit(run: Run) -> None:
             best = min(best, metrics["val_loss"])
         for step, micros in steps_left(run):
             done, lr = step + 1, rate(run, step)
-            run.session.reseed(run.config.seed, step)  # dropout: the same after a resume
+            run.session.reseed(run.config.seed, step)
             run.session.at(done, f"step {done}")
             run.method.turn = run.method.whose_turn(step)
             losses, norm = take_step(run, micros, lr)

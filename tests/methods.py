@@ -33,6 +33,7 @@ METHODS: dict[str, dict[str, Any]] = {
         "preset": "mae_vit_tiny_patch8",
         "weights": "random",
         "freeze_random": True,
+        "lora": {"dropout": 0.2},
     },
     "mkd": {
         "teacher": {"backbone": "test_resnet", "weights": "random", "layers": [1, 2, 3]},
@@ -44,10 +45,10 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "vitkd": {
         "teacher": {"backbone": "test_vit", "weights": "random", "layers": [1, 2, 3]},
-        "student": {"heads": 4, "mlp": 32, "dropout": 0.0},
+        "student": {"heads": 4, "mlp": 32, "dropout": 0.2},
     },
     "classkd": {  # without the teacher that it needs
-        "network": {"backbone": "test_resnet", "weights": "random"},
+        "network": {"backbone": "test_resnet", "weights": "random", "head": "original"},
         "distill": "rkd_distance",
         "relation_weight": 1.0,
     },

@@ -23,6 +23,7 @@ from kdad_dist.models.backbone_classifier import (
     build_known,
 )
 from kdad_dist.models.discriminator import TURNS, Answers, Rivals
+from kdad_dist.models.dropout import drop_by
 from kdad_dist.models.gather import rows_of_all
 from kdad_dist.types import Batch, Features, Losses, Prediction
 
@@ -59,6 +60,7 @@ class Classkd(Method):
         """Per image, cross-entropy and what is learnt of the teacher; in eval mode, by which a
         checkpoint is chosen, cross-entropy alone, whatever is distilled.
         """
+        drop_by(self.student, batch.seed)
         if self.training and self.config.distill == "discriminator":
             return self._duel(batch)
         logits = self.student(batch.image).float()

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from kdad_dist.config_methods import LoraMaeConfig
 from kdad_dist.methods.base import Method
+from kdad_dist.models.dropout import drop_by
 from kdad_dist.models.mae import patchify, unpatchify
 from kdad_dist.models.mae_build import build_mae
 from kdad_dist.models.masks import complement, partition, random_masks
@@ -57,6 +58,7 @@ class LoraMae(Method):
 
     def forward(self, batch: Batch) -> Losses:
         """Per image, the mean squared error of its hidden patches (He et al., section 3)."""
+        drop_by(self.student, batch.seed)
         image = (batch.image - self.mean) / self.std
         visible, hidden = random_masks(batch.seed, self.patches, self.config.mask_ratio)
         target = patchify(image, self.patch)

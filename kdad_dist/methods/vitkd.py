@@ -9,6 +9,7 @@ from kdad_dist.methods.base import Method
 from kdad_dist.methods.feature_loss import Terms, terms
 from kdad_dist.methods.stfpm import distance, enlarge
 from kdad_dist.models.backbone_vit import build_timm_tokens
+from kdad_dist.models.dropout import drop_by
 from kdad_dist.models.hf import build_hub_tokens
 from kdad_dist.models.tokens import IMAGENET, PLAIN, TokenNet, Tokens
 from kdad_dist.models.vit_student import build_vit_student
@@ -36,6 +37,7 @@ class Vitkd(Method):
 
     def forward(self, batch: Batch) -> Losses:
         """Per image, both distances summed over the layers, and their weighted sum."""
+        drop_by(self.student, batch.seed)
         if batch.targets is not None:
             targets = tuple(tokens[..., 0].transpose(1, 2) for tokens in batch.targets)
         else:

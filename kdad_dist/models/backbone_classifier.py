@@ -17,6 +17,7 @@ from kdad_dist.config_classkd import ClassifierConfig, ClassTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.backbone import check_name, pretrained_file
+from kdad_dist.models.dropout import RowDropout
 from kdad_dist.models.weights import MANIFEST, load_weights, read_weights
 
 HIDDEN = 1000
@@ -237,7 +238,7 @@ def build_head(head: str, width: int, classes: int) -> nn.Module:
         return nn.Linear(width, classes)
     return nn.Sequential(
         nn.Linear(width, HIDDEN),
-        nn.Dropout(0.5),
+        RowDropout(0.5),
         nn.BatchNorm1d(HIDDEN),
         nn.ReLU(),
         nn.Linear(HIDDEN, classes),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from kdad_dist.config_methods import LoraConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError
+from kdad_dist.models.dropout import RowDropout
 from kdad_dist.models.mae import MaskedAutoencoder
 
 MARK = "lora_"
@@ -53,10 +54,10 @@ def _adapt(block: nn.Module, target: str, config: LoraConfig) -> None:
             linear.out_features,
             r=config.rank,
             lora_alpha=config.alpha,  # pyright: ignore[reportArgumentType] - any number will do
-            lora_dropout=config.dropout,
             # Merging in eval mode would change the frozen weights a little every time.
             merge_weights=False,
         )
+    layer.lora_dropout = RowDropout(config.dropout)  # pyright: ignore
     weight = linear.weight.requires_grad_(False)
     layer.weight, layer.bias = linear.weight, linear.bias
     layer.lora_A = nn.Parameter(weight.new_empty(config.rank, linear.in_features))

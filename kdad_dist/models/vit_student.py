@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from kdad_dist.config_methods import VitStudentConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError
+from kdad_dist.models.dropout import RowDropout
 from kdad_dist.models.tokens import Form, Tokens
 
 
@@ -22,15 +23,15 @@ class Block(nn.Module):
 
     def __init__(self, width: int, config: VitStudentConfig) -> None:
         super().__init__()
-        self.heads, self.dropout = config.heads, config.dropout
+        self.heads, self.dropout = config.heads, RowDropout(config.dropout)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.qkv, self.proj = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(
             nn.Linear(width, config.mlp),
             nn.GELU(),
-            nn.Dropout(config.dropout),
+            RowDropout(config.dropout),
             nn.Linear(config.mlp, width),
-            nn.Dropout(config.dropout),
+            RowDropout(config.dropout),
         )
         nn.init.xavier_uniform_(self.qkv.weight)
         for layer in (self.qkv, self.proj):
@@ -44,8 +45,11 @@ class Block(nn.Module):
         images, count, width = tokens.shape
         parts = self.qkv(tokens).view(images, count, 3, self.heads, width // self.heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4)
-        dropout = self.dropout if self.training else 0.0
-        heads = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout)
+        if self.training and self.dropout.rate:  # the fused kernel would draw by itself
+            weights = (query @ key.transpose(2, 3) / query.shape[3] ** 0.5).softmax(dim=3)
+            heads = self.dropout(weights) @ value
+        else:
+            heads = F.scaled_dot_product_attention(query, key, value)
         return self.proj(heads.transpose(1, 2).reshape(images, count, width))
 
 
@@ -57,7 +61,7 @@ class VitStudent(nn.Module):
         self.embed = nn.Conv2d(3, form.width, form.patch, form.patch)
         self.prefix = nn.Parameter(torch.randn(1, form.prefix, form.width))
         self.positions = nn.Parameter(torch.randn(1, form.prefix + form.grid**2, form.width))
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = RowDropout(dropout)
         self.blocks = nn.ModuleList(blocks)
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Tokens:

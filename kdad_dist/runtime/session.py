@@ -80,7 +80,8 @@ class Session:
         return self.accelerator.autocast()
 
     def reseed(self, seed: int, step: int) -> None:
-        """Makes torch's own generators a function of (seed, step, process).
+        """Makes torch's own generators a function of (seed, step, process), for the backbones that
+        drop whole branches by themselves (Swin), and must do so again after a resume.
 
         Of the host and of this process's device alone: `torch.manual_seed` costs 0.1 ms.
         """

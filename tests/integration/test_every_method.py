@@ -22,7 +22,6 @@ pytestmark = pytest.mark.launch
 TERMS = {"loss", "value", "direction", "cross_entropy", "distillation", "accuracy"}
 CLASSES = ["red", "green", "blue"]
 FIND_ANOMALIES = [method for method in METHODS if method != "classkd"]
-DROPOUT = {"loramae": "method.lora.dropout=0.5", "vitkd": "method.student.dropout=0.3"}
 
 
 def classifier(folder: Path) -> Path:
@@ -204,15 +203,3 @@ def test_without_maps_there_are_scores_and_pixel_metrics_say_why_not(trained, tm
     write_report(run)
     outcome = kdad("score", run, "method.localise=none", "score.standardise=true")
     assert outcome.codes == [1] and "no maps" in outcome.text
-
-
-@pytest.mark.parametrize("trained", DROPOUT, indirect=True)
-def test_dropout_is_the_same_after_a_resume(trained):
-    words = ["train", trained, DROPOUT[trained.stem], "train.steps=3"]
-    whole, stopped = (trained.parent / f"dropout-{name}" for name in ("whole", "stopped"))
-    succeeds(*words, f"output={whole}", processes=2)
-    outcome = kdad(*words, f"output={stopped}", "train.max_time=1e-9", processes=2)
-    assert outcome.codes == [75, 75]
-    succeeds(*words, f"output={stopped}", processes=2)
-    assert weights(stopped) == weights(whole)
-    assert lines(whole) != lines(trained.parent / "run2")
