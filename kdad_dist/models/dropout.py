@@ -1,9 +1,9 @@
 """Dropout that depends on the image and on nothing beside it.
 
-torch's own is drawn for a batch as a whole, so that a training would be another on another number of
-processes. Here the values of an image are dropped by the image's own seed. It is kept in the layers
-and not in a context: activation checkpointing comes back for it in the backward pass, which autograd
-may run in another thread.
+torch's own is drawn for a batch as a whole, so that a training would be another on another number
+of processes. Here the values of an image are dropped by the image's own seed. It is kept in the
+layers and not in a context: activation checkpointing comes back for it in the backward pass, which
+autograd may run in another thread.
 """
 
 import math
@@ -21,7 +21,7 @@ STEPS = 1 << 16
 
 
 class RowDropout(nn.Module):
-    """Drops values while training, as `drop_by` says; what is left is scaled, so that the mean stays.
+    """Drops values while training, as `drop_by` says, and scales the others to keep the mean.
 
     Args:
         rate: of the values that are dropped, from 0 to below 1.
