@@ -60,7 +60,7 @@ def commands(path: Path) -> Iterator[Command]:
 
 def typed(text: str) -> list[str]:
     """The words after the assignments, with something for each placeholder."""
-    text = re.sub(r"\.\.\.|[\[\]]", " ", text)
+    text = re.sub(r"\.\.\.|(?<!=)\[([^\[\]]*)\]", r" \1 ", text)  # [optional], but not KEY=[1,2]
     words = shlex.split(text.replace("(", " ").replace(")", " "))
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
