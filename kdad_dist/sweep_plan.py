@@ -14,7 +14,13 @@ from kdad_dist.report_png import FIGURES
 from kdad_dist.runtime.rundir import CONFIG_FILE, SWEEP_FILE
 from kdad_dist.sweep import Job, Sweep
 from kdad_dist.sweep_published import Published, read_published
-from kdad_dist.sweep_variants import Variant, find_variants, read_variants
+from kdad_dist.sweep_variants import (
+    Variant,
+    find_variants,
+    read_variants,
+    refuse_levelling,
+    variant_names,
+)
 
 TABLE = "table.json"
 
@@ -29,9 +35,17 @@ def plan(config: str, overrides: Sequence[str], asked: Sequence[str], seeds: int
     Raises:
         ConfigError: the configuration is wrong, or the data hold no such class.
         DataError: the shards have no sound index.
-        UsageError: the directory of the sweep is that of a run.
+        UsageError: the directory of the sweep is that of a run, or the method knows no
+            normal class.
     """
     base = load(config, overrides)
+    if base.tells_classes:
+        raise UsageError(
+            f"{base.method.name} tells all classes apart in one run, and a sweep over classes "
+            "makes each of them normal in turn",
+            f"compare its variants: kdad sweep {config} --variants FILE.yaml (shipped: "
+            f"{', '.join(variant_names())}); one run: kdad train {config}",
+        )
     refuse_run(base)
     index = Index.read(base.data.shards)
     is_classes = index.layout == "classes"
@@ -59,12 +73,14 @@ def plan_variants(config: str, overrides: Sequence[str], file: str, seeds: int) 
 
     Raises:
         ConfigError: the configuration, or a variant of it, is wrong.
-        UsageError: the directory of the sweep is that of a run.
+        UsageError: the directory of the sweep is that of a run, or an override would level what
+            tells the variants apart.
     """
     base = load(config, overrides)
     refuse_run(base)
     path = find_variants(file)
     variants = read_variants(path)
+    refuse_levelling(path, variants, overrides)
     jobs = [
         job
         for number in range(seeds)
@@ -91,7 +107,6 @@ def of_one_seed(
             needs = tuple(job(other) for other in variants if other.name in variant.needs)
             changes = words(variant.changes(runs))
             try:
-                # What a person types counts more than what stands in a file.
                 told = [*changes, *overrides, *own(base, variant.name, number, {})]
                 jobs[variant.name] = Job(variant.name, load(config, told), needs)
             except ConfigError as error:

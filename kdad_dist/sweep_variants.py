@@ -17,7 +17,7 @@ from typing import Any
 
 from kdad_dist.config import recipes_directory
 from kdad_dist.config_errors import YamlSource
-from kdad_dist.errors import ConfigError
+from kdad_dist.errors import ConfigError, UsageError
 
 RUN = re.compile(r"\{([^{}]+)\}(/.*)?")
 """A value that stands for the directory of another variant's run, or for something in it."""
@@ -93,6 +93,26 @@ def read_variants(path: Path) -> list[Variant]:
     variants = [Variant(str(name), part or {}) for name, part in values.items()]
     refuse_loose_ends(path, variants)
     return variants
+
+
+def refuse_levelling(path: Path, variants: Sequence[Variant], overrides: Sequence[str]) -> None:
+    """Raises:
+    UsageError: an override sets, in all variants, what some of them set otherwise.
+    """
+    for override in overrides:
+        typed = override.partition("=")[0]
+        names = [v.name for v in variants if any(overlap(typed, str(key)) for key in v.values)]
+        if names:
+            raise UsageError(
+                f"{typed} is typed for all variants, and {path} sets it in: {', '.join(names)}",
+                f"copy {path} (and the .csv beside it, where its figures still hold), change "
+                f"{typed} there for each variant, and give the copy to --variants",
+            )
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether a dotted key is the other, or a section around it."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
 def refuse_loose_ends(path: Path, variants: Sequence[Variant]) -> None:

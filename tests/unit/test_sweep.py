@@ -183,7 +183,7 @@ last: {train.init_from: "{again}/checkpoints/step_00000002"}
 @pytest.fixture
 def variants(config, tmp_path) -> Sweep:
     (tmp_path / "variants.yaml").write_text(VARIANTS)
-    changes = ["optim.lr=0.25"]
+    changes = ["optim.weight_decay=0.25"]
     return plan_variants(str(config), changes, str(tmp_path / "variants.yaml"), 2)
 
 
@@ -196,7 +196,8 @@ def test_a_variant_starts_from_the_run_that_it_names_in_braces(variants):
     assert (again.needs, final.needs, other.needs) == ((total,), (again,), ())
     assert variants.jobs[5].needs == (variants.jobs[4],)  # of its own seed
     assert total.config.method.combine == "sum"
-    assert other.config.optim.lr == 0.25  # what is typed counts more than what stands in a file
+    assert {job.config.optim.weight_decay for job in first} == {0.25}
+    assert other.config.optim.lr == 0.5
     assert [[job.name for job in stage] for stage in stages(first)] == [
         ["sum", "other"],
         ["again"],
@@ -219,6 +220,18 @@ def test_variants_that_cannot_be_are_refused(config, tmp_path, text, message):
     (tmp_path / "wrong.yaml").write_text(text)
     with pytest.raises(ConfigError, match=message):
         plan_variants(str(config), [], str(tmp_path / "wrong.yaml"), 2)
+
+
+def test_what_a_variant_sets_cannot_be_typed_for_all_of_them(config, tmp_path):
+    path = tmp_path / "ways.yaml"
+    path.write_text("one: {}\ntwo: {optim.lr: 0.5}\n")
+    with pytest.raises(UsageError, match=r"optim.lr is typed for all .* sets it in: two"):
+        plan_variants(str(config), ["optim.lr=1"], str(path), 1)
+
+
+def test_a_classifier_is_swept_in_variants_and_not_over_classes():
+    with pytest.raises(UsageError, match="--variants FILE.yaml .shipped: classkd_cifar10"):
+        plan("classkd_cifar10", [], ["all"], 1)
 
 
 def test_what_needs_a_run_that_failed_is_not_started_and_says_so(variants):
