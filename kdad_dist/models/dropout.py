@@ -7,6 +7,7 @@ autograd may run in another thread.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Int64
@@ -32,6 +33,10 @@ class RowDropout(nn.Module):
         self.rate = rate
         self.seed: Tensor | None = None
         self.stream = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of copies, which know no batch."""
+        return {**vars(self), "seed": None}
 
     def forward(self, values: Tensor) -> Tensor:
         """Values of any shape, whose first dimension are the images."""
