@@ -150,7 +150,10 @@ def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained, tmp_path
 @pytest.mark.parametrize("trained", ["classkd"], indirect=True)
 def test_angles_and_a_backbone_frozen_but_for_its_norms_are_learnt_alike_on_two_processes(trained):
     words = ["method.distill=rkd_angle", "method.network.freeze=all_but_bn", "train.steps=6"]
-    words += [f"method.network.weights={trained.parent / 'teacher'}"]
+    words += [
+        f"method.network.weights={trained.parent / 'teacher'}",
+        "method.network.head=original",
+    ]
     runs = [trained.parent / f"angles-{mode}" for mode in ("ddp", "fsdp2")]
     succeeds("train", trained, f"output={runs[0]}", *words)
     succeeds("train", trained, f"output={runs[1]}", *words, processes=2, mode="fsdp2")
