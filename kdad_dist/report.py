@@ -22,13 +22,13 @@ from kdad_dist.report_explained import evidence
 from kdad_dist.report_pictures import Panels, panels
 from kdad_dist.report_png import FIGURES, write_pngs
 from kdad_dist.report_tables import (
+    curve,
     decisions,
     duration,
     figure,
     headline,
     kind_of,
     moment,
-    number,
     percent,
     rates,
     table,
@@ -285,14 +285,7 @@ def _verdict(example: Example) -> str:
 
 def loss(files: RunFiles) -> Chart | str:
     """The loss chart, or why there is none."""
-    train = [
-        (line["step"], number(line.get("loss")))
-        for line in files.log
-        if "loss" in line and "discriminator" not in line  # the turn of another network
-    ]
-    held_out = [
-        (line["step"], number(line.get("val_loss"))) for line in files.log if "val_loss" in line
-    ]
+    train, held_out = curve(files.log, "loss"), curve(files.log, "val_loss")
     scored = files.metrics.provenance.get("checkpoint_step") if files.metrics else None
     chart = charts.loss_chart(train, held_out, scored if isinstance(scored, int) else None)
     return chart or "No loss curve: metrics.jsonl holds no loss yet."

@@ -2,6 +2,7 @@
 
 import statistics
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
@@ -163,6 +164,12 @@ def decisions(scores: list[Score]) -> list[Decision]:
 
 def kind_of(score: Score) -> str:
     return (score.defect_type or "defective") if score.gt_label else "normal"
+
+
+def curve(lines: Sequence[dict[str, Any]], key: str) -> list[tuple[int, float | None]]:
+    """A figure over the steps of a log, without the turns of another network than the student."""
+    told = [line for line in lines if key in line and "discriminator" not in line]
+    return [(line["step"], number(line[key])) for line in told]
 
 
 def number(value: Any) -> float | None:

@@ -1,6 +1,5 @@
 """The page of a sweep: its tables, its curves, and the way to the page of each run."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,17 @@ from kdad_dist import __version__, files
 from kdad_dist.config import dump
 from kdad_dist.errors import KdadError
 from kdad_dist.report import template
-from kdad_dist.report_charts import Chart, Point
+from kdad_dist.report_charts import Chart
 from kdad_dist.report_data import read_log
 from kdad_dist.report_overlay import Compared, figures_chart, overlaid
 from kdad_dist.report_png import FIGURES, write_pngs
-from kdad_dist.report_tables import DASH, number
+from kdad_dist.report_tables import DASH, curve
 from kdad_dist.sweep import SCORED, Sweep
 from kdad_dist.sweep_published import METRICS
 from kdad_dist.sweep_table import Table, write_table
 from kdad_dist.sweep_text import as_latex, as_markdown, compared, grids, remarks
 
 PAGE, LATEX = "report.html", "table.tex"
-CURVES = {"loss": "training images", "val_loss": "held-out images"}
 
 
 @dataclass(frozen=True)
@@ -93,12 +91,12 @@ def drawings(sweep: Sweep, found: Table) -> dict[str, Chart]:
     """The charts of the page, by the names of their files."""
     charts = {key: figures_chart(METRICS[key], figures(found, key)) for key in compared(found)}
     logs = {job.run: log(job.run) for job in sweep.jobs}
-    for key, images in CURVES.items():
+    for key, title in curves(sweep).items():
         lines = [
-            (name, [points(logs[job.run], key) for job in sweep.jobs if job.name == name])
+            (name, [curve(logs[job.run], key) for job in sweep.jobs if job.name == name])
             for name in sweep.names
         ]
-        charts[key] = overlaid(f"Loss on {images}", "loss per image", lines)
+        charts[key] = overlaid(title, "loss per image", lines)
     return {name: chart for name, chart in charts.items() if chart is not None}
 
 
@@ -117,8 +115,16 @@ def log(run: Path) -> list[dict[str, Any]]:
         return []
 
 
-def points(lines: Sequence[dict[str, Any]], key: str) -> list[Point]:
-    return [(line["step"], number(line[key])) for line in lines if key in line]
+def curves(sweep: Sweep) -> dict[str, str]:
+    """The keys of the log to draw, and their titles.
+
+    Ways to distil a classifier learn by sums of different losses: what they have in common is
+    cross-entropy, which is also the loss on held-out images.
+    """
+    train = {"loss": "Loss on training images"}
+    if sweep.base.tells_classes:
+        train = {"cross_entropy": "Cross-entropy on training images"}
+    return train | {"val_loss": "Loss on held-out images"}
 
 
 def result(sweep: Sweep, found: Table) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
+from kdad_dist.report_text import ACCURACY, COLUMNS
 from kdad_dist.sweep_published import METRICS
 
 Table = dict[str, Any]
@@ -47,14 +48,14 @@ def grids(found: Table) -> list[Grid]:
 
 
 def known(found: Table) -> list[str]:
-    """The figures that some run has; all where none is scored yet."""
+    """The figures that some run has; all that are to come where none is scored yet."""
     rows = found["categories"].values()
     any_has = [
         k
         for k in METRICS
         if any(row[k][kind]["mean"] is not None for row in rows for kind in KINDS)
     ]
-    return any_has or list(METRICS)
+    return any_has or list(ACCURACY if found["tells_classes"] else COLUMNS)
 
 
 def compared(found: Table) -> list[str]:
@@ -129,9 +130,7 @@ def remarks(found: Table) -> list[str]:
     """What to know of the figures, a sentence or two for each matter."""
     own, other = found["checkpoint"], next(k for k in KINDS if k != found["checkpoint"])
     rule = " or ".join(found["rules"]["selected"]) or "not known yet"
-    images = (
-        "all images, with their labels" if "accuracy" in known(found) else "normal images alone"
-    )
+    images = "all images, with their labels" if found["tells_classes"] else "normal images alone"
     said = [
         f"Selected: {rule} ({images}); final: the last step. The {own} checkpoint counts "
         f"(score.checkpoint), the {other} one stands beside it.",

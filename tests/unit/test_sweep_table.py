@@ -9,8 +9,9 @@ from PIL import Image
 
 from kdad_dist.config import find, recipe_names, recipes_directory
 from kdad_dist.errors import DataError
+from kdad_dist.report_tables import curve
 from kdad_dist.sweep import Sweep
-from kdad_dist.sweep_page import write_page
+from kdad_dist.sweep_page import curves, write_page
 from kdad_dist.sweep_plan import plan, plan_variants
 from kdad_dist.sweep_published import read_published
 from kdad_dist.sweep_table import write_table
@@ -145,6 +146,30 @@ def test_a_figure_stands_beside_the_published_one_and_means_are_of_the_same_clas
         rows = {row["category"]: row for row in csv.DictReader(file)}
     assert float(rows["zip"]["image_auroc_difference"]) == pytest.approx(0.1)
     assert rows[ODD]["image_auroc_published"] == ""
+
+
+def test_before_anything_is_scored_the_configuration_says_which_figures_there_will_be(
+    config, tmp_path
+):
+    ways = plan_variants("classkd_cifar10", [f"output={tmp_path / 'ways'}"], "classkd_cifar10", 1)
+    for sweep, is_classes in ((planned(config), False), (ways, True)):
+        write_table(sweep)
+        text = (sweep.directory / "table.md").read_text()
+        assert ("all images, with their labels" in text, "accuracy" in text) == (is_classes,) * 2
+        assert ("normal images alone" in text, "AUROC" in text) == (not is_classes,) * 2
+
+
+def test_curves_of_ways_to_distil_show_the_cross_entropy_of_the_student(tmp_path):
+    ways = plan_variants("classkd_cifar10", [f"output={tmp_path}"], "classkd_cifar10", 1)
+    assert list(curves(ways)) == ["cross_entropy", "val_loss"]
+    told = [
+        {"step": 1, "loss": 0.7, "cross_entropy": 2.0, "discriminator": 0.7},
+        {"step": 2, "loss": 3.0, "cross_entropy": 1.5},
+        {"step": 2, "val_loss": 1.0},
+    ]
+    assert curve(told, "loss") == [(2, 3.0)]
+    assert curve(told, "cross_entropy") == [(2, 1.5)]
+    assert curve(told, "val_loss") == [(2, 1.0)]
 
 
 def test_of_variants_there_is_no_mean(config, tmp_path):
