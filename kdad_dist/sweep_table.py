@@ -68,6 +68,9 @@ def table(sweep: Sweep) -> Table:
         "categories": categories,
         # Of methods side by side, a mean says nothing.
         "mean": {"categories": count, **means} if sweep.rows == "class" else None,
+        "random": [
+            name for name in sweep.names if any(random(j) for j in sweep.jobs if j.name == name)
+        ],
         "published": {
             name: {key: asdict(figure) for key, figure in sweep.published[name].items()}
             for name in sweep.names
@@ -76,6 +79,12 @@ def table(sweep: Sweep) -> Table:
         "missing": [{k: run[k] for k in MISSING} for run in runs if run["state"] != SCORED],
         "runs": runs,
     }
+
+
+def random(job: Job) -> bool:
+    """Whether the run learns from a teacher that was never trained."""
+    teacher = getattr(job.config.method, "teacher", None)
+    return getattr(teacher, "weights", None) == "random"
 
 
 def entry(job: Job) -> Table:

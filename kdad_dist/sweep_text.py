@@ -143,8 +143,15 @@ def remarks(found: Table) -> list[str]:
             keys = told.setdefault((figure["source"], figure["note"]), [])
             keys += [METRICS[key]] * (METRICS[key] not in keys)
     for (source, note), keys in told.items():
-        said.append(f"Published {' and '.join(keys)}: {source}{f' ({note})' if note else ''}.")
+        said.append(f"Published {' and '.join(keys)}: {quoted(source, note)}.")
+    if found["random"]:
+        said.append(f"The teacher's weights are random in: {', '.join(found['random'])}.")
     return said
+
+
+def quoted(source: str, note: str, **_: Any) -> str:
+    """Whose a published figure is, and how it came about."""
+    return f"{source} ({note})" if note else source
 
 
 def missing(run: Table) -> str:
@@ -203,12 +210,14 @@ def as_csv(found: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = [f"{key}{part}" for key in METRICS for part in PARTS]
-    writer.writerow(["category", "runs", "of", *columns, "is_mean"])
+    writer.writerow(["category", "runs", "of", *columns, "is_mean", "published_from"])
     rows = [(name, row, False) for name, row in found["categories"].items()]
     count = sum(row["seeds"] for row in found["categories"].values())
     means = [("mean", found["mean"], True)] if found["mean"] else []
     for name, row, is_mean in [*rows, *means]:
         runs = (count, len(found["runs"])) if is_mean else (row["seeds"], found["seeds"])
         figures = [at(row[key]) for key in METRICS for at in PARTS.values()]
-        writer.writerow([name, *runs, *figures, int(is_mean)])
+        sources = {} if is_mean else found["published"].get(name, {})
+        told = "; ".join(f"{key}: {quoted(**figure)}" for key, figure in sources.items())
+        writer.writerow([name, *runs, *figures, int(is_mean), told])
     return out.getvalue()

@@ -145,7 +145,9 @@ def test_a_figure_stands_beside_the_published_one_and_means_are_of_the_same_clas
     with (sweep.directory / "table.csv").open() as file:
         rows = {row["category"]: row for row in csv.DictReader(file)}
     assert float(rows["zip"]["image_auroc_difference"]) == pytest.approx(0.1)
-    assert rows[ODD]["image_auroc_published"] == ""
+    assert rows[ODD]["image_auroc_published"] == rows[ODD]["published_from"] == ""
+    assert rows["zip"]["published_from"] == "image_auroc: A, 2021 (chosen on test images)"
+    assert f"The teacher's weights are random in: {ODD}, zip." in lines
 
 
 def test_before_anything_is_scored_the_configuration_says_which_figures_there_will_be(
@@ -241,7 +243,12 @@ def test_shipped_variants_are_those_of_their_recipe_and_what_is_published_of_the
         freezes = [job.config.method.network.freeze for job in (frozen, unfrozen)]
         assert freezes == ["all_but_bn", "none"] and frozen.config.method.distill == distill
         teachers = [need.name for need in unfrozen.needs]
-        assert teachers == ([] if name == "ce" else ["ce-r50-frozen"])
+        assert teachers == ([] if name == "ce" else ["ce-r18-unfrozen", "ce-r50-frozen"])
+        if unfrozen.needs:  # beside the same student without a teacher
+            alone = (frozen.needs[0], unfrozen.needs[0])
+            assert [job.name for job in alone] == ["ce-r18-frozen", "ce-r18-unfrozen"]
+            method = unfrozen.config.method
+            assert method.explain and method.beside.weights == str(alone[1].run)
 
 
 def test_the_page_of_a_sweep_shows_tables_curves_links_and_what_is_missing(config):
