@@ -110,6 +110,8 @@ class Sweep:
     rows: Literal["class", "variant"] = "class"
     published: Mapping[str, Mapping[str, Published]] = field(default_factory=dict)
     """What others publish: by class or variant, then by metric."""
+    typed: tuple[str, ...] = ()
+    """The overrides of the configuration, of which published figures know nothing."""
 
     @property
     def directory(self) -> Path:

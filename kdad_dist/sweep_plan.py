@@ -62,7 +62,9 @@ def plan(config: str, overrides: Sequence[str], asked: Sequence[str], seeds: int
         for name in names
     ]
     refuse_twins(jobs)
-    return Sweep(base, names, seeds, tuple(jobs), "class", read_published(find(config)))
+    return Sweep(
+        base, names, seeds, tuple(jobs), "class", read_published(find(config)), tuple(overrides)
+    )
 
 
 def plan_variants(config: str, overrides: Sequence[str], file: str, seeds: int) -> Sweep:
@@ -88,7 +90,7 @@ def plan_variants(config: str, overrides: Sequence[str], file: str, seeds: int) 
     ]
     refuse_twins(jobs)
     names = tuple(variant.name for variant in variants)
-    return Sweep(base, names, seeds, tuple(jobs), "variant", read_published(path))
+    return Sweep(base, names, seeds, tuple(jobs), "variant", read_published(path), tuple(overrides))
 
 
 def of_one_seed(
@@ -225,7 +227,8 @@ def reopen(directory: Path) -> Sweep:
             return jobs[name]
 
         runs = tuple(job(name) for name in waiting)
-        return Sweep(base, tuple(found["categories"]), found["seeds"], runs, kind, published)
+        names, typed = tuple(found["categories"]), tuple(found.get("typed", ()))
+        return Sweep(base, names, found["seeds"], runs, kind, published, typed)
     except FileNotFoundError:
         raise DataError(f"{path} is not there", remedy) from None
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -60,6 +60,7 @@ def table(sweep: Sweep) -> Table:
     return {
         "name": sweep.base.name,
         "rows": sweep.rows,
+        "typed": list(sweep.typed),
         "tells_classes": sweep.base.tells_classes,
         "complete": all(run["state"] == SCORED for run in runs),
         "seeds": sweep.seeds,

@@ -144,6 +144,11 @@ def remarks(found: Table) -> list[str]:
             keys += [METRICS[key]] * (METRICS[key] not in keys)
     for (source, note), keys in told.items():
         said.append(f"Published {' and '.join(keys)}: {quoted(source, note)}.")
+    if found["typed"] and found["published"]:
+        said.append(
+            f"Set otherwise than in the configuration: {', '.join(found['typed'])}. What is "
+            "published knows nothing of it: mind the differences."
+        )
     if found["random"]:
         said.append(f"The teacher's weights are random in: {', '.join(found['random'])}.")
     return said

@@ -182,6 +182,8 @@ def test_of_variants_there_is_no_mean(config, tmp_path):
         finish(job, pixel_ap=0.75)
     found = write_table(sweep)
     assert found["mean"] is None and found["rows"] == "variant"
+    told = "Set otherwise than in the configuration: data.category=zip. "
+    assert told in (sweep.directory / "table.md").read_text()
     assert found["categories"]["one"]["pixel_ap"]["difference"] == 0.25
     assert "mean" not in (sweep.directory / "table.csv").read_text().split("is_mean")[1]
 
