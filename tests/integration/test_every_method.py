@@ -138,6 +138,7 @@ def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained, tmp_path
     exported = run / "export/student.safetensors"
     words = [f"method.teacher.weights={exported}", "method.distill=hinton"]
     words += [f"method.network.weights={run}", "method.network.freeze=all", "train.steps=1"]
+    words += ["method.network.head=linear"]  # small beside the backbone, which is not written
     frozen = trained.parent / "frozen"
     succeeds("train", trained, f"output={frozen}", *words)
     [step] = (frozen / "checkpoints").glob("step_*")
