@@ -95,7 +95,7 @@ def tools(tmp_path: Path) -> Path:
     place = tmp_path / "bin"
     place.mkdir()
     note = f'printf "%s\\0" "$@" >> "{tmp_path}/$(basename "$0").words"\n'
-    asked = f'[[ $1 == -c || $3 == --run-directory ]] && exec {sys.executable} "$@"\n'
+    asked = f'[[ $1 == -c || $3 == --run-directory ]] && exec "{sys.executable}" "$@"\n'
     for name, before in (("srun", ""), ("scontrol", ""), ("python", asked)):
         (place / name).write_text(f"#!/bin/bash\n{before}{note}")
     for path in place.iterdir():

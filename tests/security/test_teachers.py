@@ -11,8 +11,9 @@ import pytest
 
 from kdad_dist.errors import WeightsError
 from kdad_dist.models.weights import weights_hash
+from tests.methods import make_vitkd
 from tests.security.test_files import trap  # noqa: F401 - a fixture
-from tests.unit.test_vitkd import hub, make  # noqa: F401
+from tests.unit.test_vitkd import hub  # noqa: F401
 
 CODE = """
 from pathlib import Path
@@ -46,7 +47,7 @@ def test_code_of_a_network_is_neither_run_nor_asked_about(
 ):
     change(folder, model_type="evil", auto_map=AUTO)
     with pytest.raises(WeightsError, match="no network that transformers knows"):
-        make(folder, weights=weights)
+        make_vitkd(folder, weights=weights)
     assert not (tmp_path / "it_ran").exists()
 
 
@@ -56,8 +57,10 @@ def test_a_network_that_is_known_is_taken_without_its_code(
     tmp_path: Path,
 ):
     change(folder, auto_map=AUTO)
-    known = make(hub, weights="pretrained")
-    assert weights_hash(make(folder, weights="pretrained").teacher) == weights_hash(known.teacher)
+    known = make_vitkd(hub, weights="pretrained")
+    assert weights_hash(make_vitkd(folder, weights="pretrained").teacher) == weights_hash(
+        known.teacher
+    )
     assert not (tmp_path / "it_ran").exists()
 
 
@@ -65,7 +68,7 @@ def test_a_network_that_is_known_is_taken_without_its_code(
 def test_a_kernel_of_the_hub_is_not_fetched(folder: Path, key: str):
     change(folder, **{key: "somebody/kernel"})
     with pytest.raises(WeightsError, match="asks for code of the hub, 'somebody/kernel'"):
-        make(folder, weights="pretrained")
+        make_vitkd(folder, weights="pretrained")
 
 
 @pytest.mark.filterwarnings("ignore")  # torch, on the version of the pickle
@@ -79,4 +82,4 @@ def test_a_pickle_in_place_of_weights_is_not_run(
         (folder / name).write_bytes(trap)
     spoil(folder)
     with pytest.raises(WeightsError, match="cannot be read"):
-        make(folder, weights="pretrained")
+        make_vitkd(folder, weights="pretrained")
