@@ -12,8 +12,9 @@ from kdad_dist.cli_look import compare, doctor, status
 from kdad_dist.cli_results import export, report
 from kdad_dist.cli_run import demo, score, train
 from kdad_dist.cli_sweep import sweep
-from kdad_dist.cli_text import printable, say
-from kdad_dist.errors import KdadError, UsageError
+from kdad_dist.cli_text import say
+from kdad_dist.errors import Interrupted, KdadError, UsageError
+from kdad_dist.wording import printable
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -21,8 +22,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Train, score and report visual anomaly detectors on any number of GPUs.",
 )
-INTERRUPTED = 130
-"""What typer makes of Ctrl-C."""
 VERBS = (demo, doctor, pack, verify, train, score, report, sweep, status, compare, export)
 """In the order in which a newcomer meets them."""
 
@@ -34,9 +33,8 @@ def main() -> None:
     except KdadError as error:
         fail(error)
     except SystemExit as left:
-        if left.code == INTERRUPTED:
-            again = "start the same command again; pack, train and sweep then go on"
-            say(f"kdad: interrupted\n  -> {again}")
+        if left.code == Interrupted.exit_code:
+            say(f"kdad: {Interrupted()}")
         raise
 
 

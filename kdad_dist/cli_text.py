@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from kdad_dist.report_text import printable
+from kdad_dist.wording import printable
 
 
 def say(text: str) -> None:

@@ -35,6 +35,7 @@ from kdad_dist.config_types import (
     PositiveFloat,
 )
 from kdad_dist.errors import ConfigError
+from kdad_dist.wording import meant
 
 
 @dataclass(frozen=True, config=CHECKED)
@@ -246,13 +247,17 @@ def find(name: str) -> Path:
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
-        raise ConfigError(f"there is no config file {name}", "check the path")
+        beside = [file.name for file in path.parent.glob("*.y*ml")]
+        near = meant(path.name, [*beside, *recipe_names()])
+        raise ConfigError(f"there is no config file {name}", f"{near}check the path")
     recipe = recipes_directory() / f"{name}.yaml"
     if recipe.is_file():
         return recipe
+    own = path / "config.yaml"  # of a run that is to go on
+    near = f"did you mean {own}? " if own.is_file() else meant(name, recipe_names())
     raise ConfigError(
         f"{name!r} is neither a .yaml file nor a shipped recipe",
-        f"give a path that ends in .yaml, or one of: {', '.join(recipe_names())}",
+        f"{near}give a path that ends in .yaml, or one of: {', '.join(recipe_names())}",
     )
 
 

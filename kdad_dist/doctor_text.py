@@ -9,8 +9,8 @@ from kdad_dist.doctor import NOTE, OK, PROBLEM, Finding, Request, examine
 from kdad_dist.doctor_disk import disks, shards
 from kdad_dist.doctor_launch import launched
 from kdad_dist.errors import KdadError
-from kdad_dist.report_text import printable
 from kdad_dist.runtime.progress import CONSOLE
+from kdad_dist.wording import printable
 
 CHECKS = (
     ("python", doctor.python),
@@ -41,7 +41,7 @@ def line(finding: Finding) -> Text:
     text = Text(f"{finding.state:8}", COLOURS[finding.state])
     text = Text.assemble(text, f"{finding.name:14} {printable(finding.found)}")
     if finding.remedy:
-        text.append(f"\n{'':8}{'':14} -> {finding.remedy}")
+        text.append(f"\n{'':8}{'':14} -> {printable(finding.remedy)}")
     return text
 
 

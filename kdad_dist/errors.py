@@ -64,3 +64,15 @@ class Preempted(KdadError):
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: "try again"
     shared = True
+
+
+class Interrupted(KdadError):
+    """A person left it by Ctrl-C."""
+
+    exit_code = 130
+    """What a shell makes of SIGINT, and typer too."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "interrupted", "start the same command again; pack, train, score and sweep then go on"
+        )

@@ -1,8 +1,9 @@
 """What scoring found, and how fast, for a terminal."""
 
-import re
 from collections.abc import Sequence
 from typing import Any
+
+from kdad_dist.wording import on_one_line
 
 COLUMNS = {
     "image_auroc": "image AUROC",
@@ -14,7 +15,6 @@ COLUMNS = {
 }
 ACCURACY = {"accuracy": "accuracy"}
 """The column where classes are told apart."""
-CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
 def table(metrics: dict[str, Any]) -> str:
@@ -39,6 +39,7 @@ def table(metrics: dict[str, Any]) -> str:
 
 def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
     """Cells in columns, the first `left` of them flush left and the others flush right."""
+    rows = [[on_one_line(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
 
     def placed(column: int, cell: str) -> str:
@@ -69,8 +70,3 @@ def line(name: str, entry: dict[str, Any], columns: dict[str, str]) -> list[str]
     figures = [entry[key] for key in columns]
     shown = ["-" if figure is None else f"{figure:.4f}" for figure in figures]
     return [name, str(entry.get("images", "")), *shown]
-
-
-def printable(text: str) -> str:
-    """The text with control characters spelt out, lest the name of a file steers the terminal."""
-    return CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -22,7 +22,16 @@ SILENT = 30 * 60.0
 long a launch waits for a process that hangs (train.timeout_minutes)."""
 TAIL = 1 << 16
 """Bytes at the end of metrics.jsonl, among which the last losses are."""
-STATES = ("running", "stale", "failed", "preempted", "not started", "finished", "unknown")
+STATES = (
+    "running",
+    "scoring",
+    "stale",
+    "failed",
+    "preempted",
+    "not started",
+    "finished",
+    "unknown",
+)
 
 
 @dataclass(frozen=True)
@@ -118,6 +127,8 @@ def look(run: Path, content: bool) -> RunStatus:
     told, held = (written(run / name) for name in (STATUS_FILE, files.LOCK))
     silent = time.time() - max(told, held, written(run / "metrics.jsonl"))
     state, reason = judge(said, holder, silent, is_new=held > told)
+    if state != "running":
+        state, reason, holder = scored(run, state, reason, holder)
     step, steps = (number(said.get(name)) for name in ("step", "steps"))
     line = last_losses(run / "metrics.jsonl")
     checkpoint, damaged = newest(run / "checkpoints", content)
@@ -170,6 +181,19 @@ def judge(
     if state not in STATES:
         return "unknown", f"{STATUS_FILE} is missing or damaged"
     return state, reason
+
+
+def scored(
+    run: Path, state: str, reason: str | None, holder: files.Holder
+) -> tuple[str, str | None, files.Holder]:
+    """State, reason and holder of a run that is not trained now: it may be scored."""
+    folders = sorted(run.glob("*.partial"))
+    for folder in folders:
+        if (scorer := files.holder(folder)).holds:
+            return "scoring", f"{scorer.text} fills {folder.name}", scorer
+    if state == "finished" and any(folder.name.startswith("scores") for folder in folders):
+        reason = "a scoring stopped before it was done: the same `kdad score` goes on with it"
+    return state, reason, holder
 
 
 def written(path: Path) -> float:

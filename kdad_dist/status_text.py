@@ -8,13 +8,15 @@ from pathlib import Path
 from rich.live import Live
 from rich.text import Text
 
-from kdad_dist.report_text import aligned, printable
+from kdad_dist.report_text import aligned
 from kdad_dist.runtime.progress import CONSOLE, SECONDS_BETWEEN_LINES, duration
 from kdad_dist.status import RunStatus, survey, tally
+from kdad_dist.wording import on_one_line, printable
 
 HEADER = ("state", "run", "step", "loss", "images/s", "left", "checkpoint", "result", "job")
 COLOURS = {
     "running": "cyan",
+    "scoring": "cyan",
     "stale": "bold red",
     "failed": "red",
     "preempted": "yellow",
@@ -28,16 +30,14 @@ EVERY = 2.0
 def shown(found: Sequence[RunStatus]) -> Text:
     """The runs, those of a sweep together."""
     runs = sorted(found, key=lambda run: (run.sweep or "", run.run))
-    header, *lines = aligned(
-        [HEADER, *([printable(c) for c in cells(run)] for run in runs)], left=2
-    )
+    header, *lines = aligned([HEADER, *map(cells, runs)], left=2)
     number = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
     text = Text(f"{number}: {tally(runs)}\n").append(header + "\n", "dim")
     line = iter(lines)
     for sweep, group in groupby(runs, lambda run: run.sweep):
         members = list(group)
         if sweep is not None:
-            text.append(f"sweep {printable(sweep)}: {tally(members)}\n", "bold")
+            text.append(f"sweep {on_one_line(sweep)}: {tally(members)}\n", "bold")
         for run in members:
             said = next(line)
             text.append(said[: len(run.state)], COLOURS.get(run.state, ""))

@@ -13,22 +13,25 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
-from signal import Signals
+from signal import SIGINT, Signals
 from threading import Event
 from typing import TextIO
 
 import torch
 
 from kdad_dist import files
-from kdad_dist.errors import KdadError, Preempted
+from kdad_dist.errors import Interrupted, KdadError, Preempted
 from kdad_dist.runtime.rundir import COMMAND
 from kdad_dist.runtime.stopping import PREEMPT_FILE, StopRequest, forget_requests
-from kdad_dist.sweep import Job, Sweep, stages
+from kdad_dist.sweep import NOT_STARTED, Job, Sweep, stages
 from kdad_dist.sweep_table import write_table
 
 log = logging.getLogger(__name__)
 LAUNCHED = ("KDAD_MODE", "KDAD_PROCESSES")
 """With one of these in the environment, the runs are started by the launch scripts."""
+STOPPED = (Preempted.exit_code, Interrupted.exit_code, -SIGINT)
+"""What a command leaves with that is to be started again: Ctrl-C reaches it as it reaches us,
+perhaps before it is ready for it."""
 POLL = 0.3  # seconds
 
 
@@ -55,7 +58,8 @@ class Runner:
 
     def __call__(self, job: Job) -> Outcome:
         if waits := job.waits_for():
-            go_on = all(need.state() == "preempted" for need in waits)
+            stopped = ("preempted", NOT_STARTED)
+            go_on = all(need.state() in stopped and not need.reason() for need in waits)
             return Outcome(job, Preempted.exit_code if go_on else 1, job.reason() or "")
         environment = self.free.get()
         try:
@@ -71,8 +75,8 @@ class Runner:
                     messages.flush()
                     log.info("%s: %s", job.run.name, verb)
                     code = self.follow(command, job, environment, messages)
-                    if code == Preempted.exit_code:
-                        return Outcome(job, code)
+                    if code in STOPPED:
+                        return Outcome(job, Preempted.exit_code)
                     if code:
                         return Outcome(job, code, reason(job, code))
         except KdadError as error:

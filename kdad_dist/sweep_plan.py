@@ -21,6 +21,7 @@ from kdad_dist.sweep_variants import (
     refuse_levelling,
     variant_names,
 )
+from kdad_dist.wording import meant
 
 TABLE = "table.json"
 
@@ -169,7 +170,7 @@ def choose(asked: Sequence[str], known: Sequence[str], shards: str) -> tuple[str
     if unknown:
         raise ConfigError(
             f"--categories names {', '.join(map(repr, unknown))}, which {shards} does not hold",
-            f"choose from: {', '.join(known)}",
+            f"{meant(unknown[0], known)}choose from: {', '.join(known)}",
         )
     return tuple(dict.fromkeys(names))
 

@@ -18,6 +18,7 @@ from typing import Any
 from kdad_dist.config import recipes_directory
 from kdad_dist.config_errors import YamlSource
 from kdad_dist.errors import ConfigError, UsageError
+from kdad_dist.wording import meant
 
 RUN = re.compile(r"\{([^{}]+)\}(/.*)?")
 """A value that stands for the directory of another variant's run, or for something in it."""
@@ -72,7 +73,8 @@ def find_variants(name: str) -> Path:
     if not path.is_file():
         raise ConfigError(
             f"{name!r} is neither a .yaml file nor a shipped list of variants",
-            f"give a path that ends in .yaml, or one of: {', '.join(variant_names())}",
+            f"{meant(path.stem, variant_names())}give a path that ends in .yaml, or one of: "
+            f"{', '.join(variant_names())}",
         )
     return path
 

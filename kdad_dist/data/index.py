@@ -16,6 +16,7 @@ from kdad_dist.data.labels import as_classes, as_normal, held_out_keys
 from kdad_dist.data.sample import Count, Part, Sample, Split
 from kdad_dist.data.source import fetch, join
 from kdad_dist.errors import ConfigError, DataError
+from kdad_dist.wording import meant
 
 VERSION = 1
 INDEX_FILE = "index.json"
@@ -129,7 +130,8 @@ class Index:
         if unknown or not wanted:
             raise ConfigError(
                 f"data.category names {unknown or 'nothing'}, which {self.root} does not hold",
-                f"choose from: {', '.join(self.categories)}",
+                f"{meant(''.join(unknown[:1]), self.categories)}choose from: "
+                f"{', '.join(self.categories)}",
             )
         return wanted
 

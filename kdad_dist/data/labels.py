@@ -1,6 +1,5 @@
 """What a sample is labelled as, by its class, and which samples are held out of the training."""
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
@@ -8,6 +7,7 @@ from dataclasses import replace
 
 from kdad_dist.data.sample import Sample
 from kdad_dist.errors import ConfigError
+from kdad_dist.wording import meant
 
 
 def as_normal(
@@ -32,7 +32,7 @@ def as_normal(
         found = "missing" if normal_class is None else f"{normal_class!r}, which is unknown"
         raise ConfigError(
             f"data.normal_class is {found}: {root} holds classes, of which one is normal",
-            f"{near(normal_class or '', classes)}choose from: {', '.join(classes)}",
+            f"{meant(normal_class or '', classes)}choose from: {', '.join(classes)}",
         )
     return [
         replace(sample, gt_label=0, defect_type=None)
@@ -61,7 +61,7 @@ def as_classes(
     if unknown := [name for name in classes if name not in known]:
         raise ConfigError(
             f"data.classes names {', '.join(map(repr, unknown))}, which {root} does not hold",
-            f"{near(unknown[0], known)}choose from: {', '.join(known)}",
+            f"{meant(unknown[0], known)}choose from: {', '.join(known)}",
         )
     place = {name: label for label, name in enumerate(classes)}
     return [replace(s, gt_label=place[s.class_name]) for s in samples if s.class_name in place]
@@ -88,11 +88,6 @@ def check_classes(
 def classes_of(samples: Iterable[Sample]) -> list[str]:
     """The names of all classes, sorted; none where samples carry none."""
     return sorted({sample.class_name for sample in samples if sample.class_name})
-
-
-def near(name: str, known: Sequence[str]) -> str:
-    found = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {found[0]}? " if found else ""
 
 
 def held_out_keys(keys: Iterable[str], fraction: float) -> set[str]:

@@ -11,6 +11,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from kdad_dist.wording import on_one_line, printable
+
 log = logging.getLogger(__name__)
 CONSOLE = Console(stderr=True)
 SECONDS_BETWEEN_LINES = 15
@@ -18,16 +20,22 @@ WIDE = 100
 """Columns of a terminal that holds a whole bar with everything that is said beside it."""
 
 
+class Line(logging.Formatter):
+    """What is logged may name files, which must not steer a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def log_to_stderr() -> None:
     """Sends the package's messages to stderr, in colour on a terminal."""
-    terminal = CONSOLE.is_terminal
-    handler: logging.Handler = (
-        RichHandler(console=CONSOLE, show_path=False, show_time=False, show_level=False)
-        if terminal
-        else logging.StreamHandler(sys.stderr)
-    )
-    if not terminal:
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
+    handler: logging.Handler
+    if CONSOLE.is_terminal:
+        handler = RichHandler(console=CONSOLE, show_path=False, show_time=False, show_level=False)
+        handler.setFormatter(Line("%(message)s"))
+    else:
+        handler = logging.StreamHandler(sys.stderr)
+        handler.setFormatter(Line("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("kdad_dist")
     logger.handlers = [handler]
     logger.setLevel(logging.INFO)
@@ -38,10 +46,10 @@ class Progress:
     """Counts work of a known length and says how fast it goes and when it will be done."""
 
     def __init__(self, bar: Bar | None, title: str, total: int, unit: str, done: int) -> None:
-        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self.title, self.total, self.unit, self.done = on_one_line(title), total, unit, done
         self._first, self._started, self._said = done, time.monotonic(), time.monotonic()
         self._bar = bar
-        self._task = bar.add_task(title, total=total, completed=done, note="") if bar else None
+        self._task = bar.add_task(self.title, total=total, completed=done, note="") if bar else None
 
     def seconds_left(self) -> float | None:
         """From the pace since this start, so that it is right after a resume."""
@@ -87,8 +95,9 @@ def columns(width: int, unit: str) -> list[ProgressColumn]:
     """
     said = "{task.completed}/{task.total} " + unit + "  {task.fields[note]}"
     if width >= WIDE:
-        return [TextColumn("{task.description:.40}"), BarColumn(), TextColumn(said)]
-    return [TextColumn("{task.description:.16}  " + said)]
+        title = TextColumn("{task.description:.40}", markup=False)
+        return [title, BarColumn(), TextColumn(said, markup=False)]
+    return [TextColumn("{task.description:.16}  " + said, markup=False)]
 
 
 def duration(seconds: float) -> str:

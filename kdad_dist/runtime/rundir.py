@@ -10,7 +10,7 @@ from pathlib import Path
 from kdad_dist import files
 from kdad_dist.config import RunConfig, changed_keys, dump, load_run
 from kdad_dist.data.index import Index
-from kdad_dist.errors import ConfigError, DataError
+from kdad_dist.errors import ConfigError, DataError, Interrupted
 from kdad_dist.runtime import environment
 from kdad_dist.runtime.stopping import forget_requests
 
@@ -158,7 +158,9 @@ def other_shards(config: RunConfig) -> bool:
 
 
 def last_words(log: Path) -> str | None:
-    """Why the last command in the log of a sweep's run failed; None where it has not said so."""
+    """Why the last command in the log of a sweep's run failed; None where it has not said so,
+    or was left by a person.
+    """
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -171,4 +173,5 @@ def last_words(log: Path) -> str | None:
         return None
     # A message goes on in lines that are indented.
     end = next((i for i in range(ours[-1] + 1, len(lines)) if lines[i][:2] != "  "), len(lines))
-    return "\n".join(lines[ours[-1] : end]).removeprefix("kdad: ")
+    words = "\n".join(lines[ours[-1] : end]).removeprefix("kdad: ")
+    return None if words == str(Interrupted()) else words

@@ -7,14 +7,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdad_dist import files
-from kdad_dist.errors import Preempted
+from kdad_dist.errors import Interrupted, Preempted
 from kdad_dist.runtime.rundir import CONFIG_FILE, STATUS_FILE
 from kdad_dist.runtime.together import gathered, lost_peer
 
 
 class Status:
     """Writes `{state, step, steps, updated, job, reason}`; only the main process does, but for
-    failures, of which the others may know more.
+    failures and interruptions, of which the others may know more.
     """
 
     def __init__(self, run: Path, steps: int, writes: bool) -> None:
@@ -40,12 +40,13 @@ class Status:
         if not self.writes:
             return
         with files.in_turn(self.path):
-            if not self.has_failed():
+            if not self.has_ended():
                 self.write("running")
 
-    def has_failed(self) -> bool:
-        """Whether a process of the launch has noted a failure."""
-        return files.read_json(self.path).get("state") == "failed"
+    def has_ended(self) -> bool:
+        """Whether a process of the launch has noted a failure, or a Ctrl-C."""
+        said = files.read_json(self.path)
+        return said.get("state") == "failed" or said.get("reason") == Interrupted().problem
 
     @contextmanager
     def outcome(self) -> Iterator[None]:
@@ -63,15 +64,18 @@ class Status:
         self.write("finished")
 
     def fail(self, error: BaseException) -> None:
-        """Notes a failure; who only lost another process leaves that one's word in place."""
-        if lost_peer(error) and (not self.writes or self.has_failed()):
+        """Notes a failure, or a Ctrl-C, after which the run goes on from its last checkpoint; who
+        only lost another process leaves that one's word in place.
+        """
+        if lost_peer(error) and (not self.writes or self.has_ended()):
             return
         self.writes = True
-        interrupted = isinstance(error, KeyboardInterrupt)
-        reason = "interrupted" if interrupted else f"{type(error).__name__}: {error}"
+        state, reason = "failed", f"{type(error).__name__}: {error}"
+        if isinstance(error, KeyboardInterrupt):
+            state, reason = "preempted", Interrupted().problem
         # The disk may be full, which must not hide the error itself.
         with suppress(OSError), files.in_turn(self.path):
-            self.write("failed", reason)
+            self.write(state, reason)
 
 
 @contextmanager

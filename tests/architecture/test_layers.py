@@ -12,7 +12,7 @@ from tests.needs import REPOSITORY
 PACKAGE = REPOSITORY / "kdad_dist"
 # A part is a folder or a file of the package; `report_charts.py` belongs to the part `report`.
 LAYERS = (
-    {"errors", "types", "tiling"},
+    {"errors", "types", "tiling", "wording"},
     {"config", "draws", "files"},
     {"data", "models", "metrics", "schedule", "pictures"},
     {"methods"},

@@ -581,7 +581,8 @@ def test_a_second_ctrl_c_ends_a_training_at_once(config, tmp_path, processes):
         return False
 
     interrupted(interrupt(launched, asked))
-    assert json.loads((out / "status.json").read_text())["reason"] == "interrupted"
+    status = json.loads((out / "status.json").read_text())
+    assert (status["state"], status["reason"]) == ("preempted", "interrupted")
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,13 +1,16 @@
 """`kdad sweep` on this machine: failures, restarts, stops, and runs that start from others."""
 
 import json
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.kdad import Launched, kdad, succeeds
+from tests.kdad import Launched, kdad, succeeds, until
 from tests.sweeps import ODD, many
 
 pytestmark = pytest.mark.launch
@@ -47,6 +50,24 @@ def test_a_failing_class_does_not_stop_the_rest_and_is_made_up_for_later(config)
     same = "last; the same as the selected one, so scored once"
     assert final["provenance"] == selected["provenance"] | {"checkpoint_rule": same}
     assert final["mean"] == selected["mean"] and not (sweep / ODD / "scores-last").exists()
+
+
+def test_ctrl_c_reaches_all_processes_of_a_sweep_which_is_no_failure(config):
+    sweep = config.parent / "left"
+    words = ["sweep", config, "name=left", f"output={sweep}", "--jobs", 2, "train.steps=99999"]
+    launched = Launched(words, 1, first=os.setsid)
+    sweeper = launched.ranks[0].pid or 0
+    until(launched, lambda: len(psutil.Process(sweeper).children()) == 2)
+    children = psutil.Process(sweeper).children(recursive=True)
+    time.sleep(1)  # they begin to import, or have begun to build their runs
+    os.killpg(sweeper, signal.SIGINT)
+    outcome = launched.wait(60)
+    assert outcome.codes == [75], outcome.text
+    assert "2 of 2 runs to go" in outcome.text
+    assert "Traceback" not in outcome.text and "failed" not in outcome.text, outcome.text
+    assert not any(child.is_running() for child in children)
+    runs = json.loads((sweep / "table.json").read_text())["runs"]
+    assert [(run["state"], run["reason"]) for run in runs] == [("not started", None)] * 2
 
 
 def figures(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -87,11 +87,21 @@ def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
     assert "run.yaml" in problems(tmp_path, text)
 
 
-def test_an_unknown_recipe_names_the_known_ones():
-    with pytest.raises(ConfigError, match="stfpm_mvtec"):
-        load("stfpm_mvtek")
-    with pytest.raises(ConfigError, match="no config file"):
-        load("absent.yaml")
+def test_an_unknown_recipe_names_the_nearest_and_the_known_ones(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (tmp_path / "mine.yaml", tmp_path / "runs/mine/config.yaml"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for typed, said in (
+        ("stfpm_mvtek", "did you mean stfpm_mvtec? give a path .* or one of: .*vitkd"),
+        ("stfpm_mvtec.yml", "did you mean stfpm_mvtec? check the path"),
+        ("mien.yaml", "did you mean mine.yaml? check the path"),
+        ("runs/mine", "did you mean runs/mine/config.yaml?"),
+        ("zzz", "-> give a path"),
+        ("zzz.yaml", "no config file zzz.yaml\n  -> check the path"),
+    ):
+        with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
+            load(typed)
 
 
 def test_every_shipped_recipe_loads():

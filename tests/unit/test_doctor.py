@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from kdad_dist import doctor, doctor_disk, doctor_launch
 from kdad_dist.doctor import NOTE, OK, PROBLEM, Check, Finding, Request, examine
-from kdad_dist.doctor_text import refuse_problems
+from kdad_dist.doctor_text import line, refuse_problems
 from kdad_dist.errors import DataError, KdadError
 from kdad_dist.runtime import libraries
 from kdad_dist.runtime.exchange import seconds
@@ -53,6 +53,12 @@ def test_problems_decide_the_exit_code_and_notes_do_not():
     with pytest.raises(KdadError, match="one thing here would break a run: problem") as caught:
         refuse_problems([good, bad, note])
     assert caught.value.exit_code == 1
+
+
+def test_no_finding_steers_the_terminal():
+    said = line(Finding("disk", PROBLEM, "\x1b[2J[bold] is full", "make room in \x1b[2J")).plain
+    assert "\x1b" not in said
+    assert r"\x1b[2J[bold] is full" in said and r"make room in \x1b[2J" in said
 
 
 def test_a_disk_that_does_all_is_left_as_it_was(tmp_path):

@@ -159,6 +159,35 @@ def test_the_job_is_named_as_slurm_names_it(tmp_path, monkeypatch, variables, jo
     assert look(tmp_path, content=False).job == job
 
 
+def test_a_scoring_is_seen_at_work_and_when_it_was_left(tmp_path):
+    run = make_run(tmp_path / "run", scored=False)
+    (run / "scores-last.partial").mkdir()
+    with files.exclusive(run / "scores-last.partial"):
+        found = look(run, content=False)
+        assert found.state == "scoring"
+        assert found.process == f"pid {os.getpid()} on {os.uname().nodename}"
+        assert found.reason == f"{found.process} fills scores-last.partial"
+    found = look(run, content=False)
+    assert (found.state, found.process) == ("finished", None)
+    assert "the same `kdad score` goes on with it" in (found.reason or "")
+
+
+HOSTILE = "\x1b[2J[bold]a\n\u202eb\r"
+SHOWN = r"\x1b[2J[bold]a\n\u202eb\r"
+
+
+def test_no_name_steers_the_terminal_or_is_taken_for_markup(tmp_path):
+    sweep(tmp_path / HOSTILE)
+    make_run(tmp_path / HOSTILE / f"x{HOSTILE}", scored=False)
+    status = {"state": "failed", "reason": f"no file {HOSTILE}", "job": HOSTILE}
+    write_json(tmp_path / HOSTILE / f"x{HOSTILE}/status.json", status)
+    said = text(tmp_path)
+    assert not set("\x1b\r\u202e") & set(said)
+    assert f"sweep {tmp_path}/{SHOWN}: 2 failed" in said
+    assert f"{tmp_path}/{SHOWN}/x{SHOWN}  " in said and f"  {SHOWN}\n" in said
+    assert r"    no file \x1b[2J[bold]a" in said
+
+
 def text(folder: Path, **console: bool) -> str:
     screen = Console(file=io.StringIO(), width=40, **console)
     screen.print(shown(survey(folder)), soft_wrap=True)

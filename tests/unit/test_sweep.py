@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from kdad_dist.data.writer import pack
-from kdad_dist.errors import ConfigError, KdadError, Preempted, UsageError
+from kdad_dist.errors import ConfigError, Interrupted, KdadError, Preempted, UsageError
 from kdad_dist.sweep import Sweep, stages
 from kdad_dist.sweep_local import Outcome, Runner, environments, reason, refuse_failures, told
 from kdad_dist.sweep_plan import choose, folder, plan, plan_variants, reopen
@@ -135,6 +135,9 @@ def test_the_reason_of_a_failure_is_the_last_commands_own_message(config):
     job.log.write_text(f"{text}kdad: bad data\n  -> pack again\nTraceback of a launcher\n")
     assert reason(job, 1) == "bad data\n  -> pack again"
     assert reason(job, -9) == "killed by SIGKILL"
+    job.log.write_text(f"{text}kdad: {Interrupted()}\n")
+    assert job.last_words() is None and job.fate() == "not started"
+    job.log.write_text(f"{text}kdad: bad data\n  -> pack again\nTraceback of a launcher\n")
     [missing] = write_table(planned(config, 1, "zip"))["missing"]
     assert missing["reason"].startswith("bad data")
 
@@ -247,7 +250,8 @@ def test_what_needs_a_run_that_failed_is_not_started_and_says_so(variants):
 
     (total.run / "status.json").write_text('{"state": "preempted"}')
     assert Runner([])(again).code == Preempted.exit_code
-    shutil.rmtree(total.run)
+    shutil.rmtree(total.run)  # left by Ctrl-C before it said anything
+    assert Runner([])(again).code == Preempted.exit_code
     finish(total)
     assert not again.waits_for() and final.waits_for() == [again]
 
