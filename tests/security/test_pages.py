@@ -60,7 +60,7 @@ def test_a_name_does_not_steer_the_terminal(tmp_path: Path, capsys, monkeypatch)
         main()
     say(f"skipped: {name}\n\tindented")
     said = capsys.readouterr().err
-    assert r"\x1b]0;title\x07\x1b[2J\x0d\x9bgone" in said and "\n\tindented" in said
+    assert r"\x1b]0;title\x07\x1b[2J\r\x9bgone" in said and "\n\tindented" in said
     assert not set(said) & set("\x1b\x07\r\x9b")
 
 
