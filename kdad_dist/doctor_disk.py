@@ -20,7 +20,7 @@ import psutil
 from kdad_dist.data.index import Index
 from kdad_dist.data.source import is_remote
 from kdad_dist.doctor import NOTE, OK, PROBLEM, Finding, Request
-from kdad_dist.runtime.manifest import sync_directory
+from kdad_dist.files import sync_directory
 
 LEAST, LITTLE = 2**30, 10 * 2**30
 """Bytes that are free: below the first a run can hardly start, below the second it may not end."""

@@ -2,6 +2,7 @@
 process.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -33,6 +34,18 @@ def write_bytes(path: Path, content: bytes, aside: Path | None = None) -> None:
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync_directory(path: Path) -> None:
+    """Makes renames in a directory last, where the file system can."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems have no fsync of directories
+            raise
+    finally:
+        os.close(descriptor)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -84,6 +97,15 @@ def shipped(folder: str) -> Path:
     return installed if installed.is_dir() else package.parent / folder
 
 
+def locked(file: IO[Any], how: int = fcntl.LOCK_EX) -> bool:
+    """Whether the lock of an open file is ours now; the system frees it when this process ends."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 LOCK = ".lock"
 PATIENCE = 0.3
 """Seconds for which a lock may be held by those who only look at it."""
@@ -97,7 +119,7 @@ def exclusive(directory: Path) -> Iterator[None]:
         UsageError: another process holds it.
     """
     with open(directory / LOCK, "a+", encoding="utf-8") as file:
-        if not _locked(file, time.monotonic() + PATIENCE):
+        if not _locked_before(file, time.monotonic() + PATIENCE):
             file.seek(0)
             raise UsageError(
                 f"{directory} is in use by another process ({file.read().strip() or 'unknown'})",
@@ -109,16 +131,13 @@ def exclusive(directory: Path) -> Iterator[None]:
         yield
 
 
-def _locked(file: IO[str], deadline: float) -> bool:
+def _locked_before(file: IO[str], deadline: float) -> bool:
     """Whether the file could be locked before the deadline."""
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(PATIENCE / 10)
+    while not locked(file):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(PATIENCE / 10)
+    return True
 
 
 @dataclass(frozen=True)
@@ -135,10 +154,6 @@ def holder(directory: Path) -> Holder:
     try:
         with open(directory / LOCK, encoding="utf-8", errors="replace") as file:
             text = file.read().strip()
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return Holder(True, text)
-            return Holder(False, text)
+            return Holder(not locked(file, fcntl.LOCK_SH), text)
     except OSError:
         return Holder(False, "")

@@ -47,8 +47,6 @@ COLUMNS = [
     *("file", "pred_score", "pred_label", "boxes"),
     *("map", "overlay", "reconstruction", "mask"),
 ]
-
-
 CLASS_COLUMNS = ["file", "pred_score", "pred_label", "pred_class"]
 
 

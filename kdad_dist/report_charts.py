@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from kdad_dist.metrics.curves import PRO_LIMIT
+
 Point = tuple[float, float | None]
 MAX_POINTS = 400
 """Points of a line, and dots of a row: more cannot be told apart."""
-FPR_LIMIT = 0.3
-"""Up to which AUPRO integrates (Bergmann et al., 2021)."""
 
 
 class Mark(NamedTuple):
@@ -199,17 +199,17 @@ def pro_chart(points: Sequence[tuple[float, float]], area: float | None) -> Char
     Args:
         points: at least one, by rising false positive rate.
     """
-    x, y = Scale(0, FPR_LIMIT, 52, 386), Scale(0, 1, 338, 34)
+    x, y = Scale(0, PRO_LIMIT, 52, 386), Scale(0, 1, 338, 34)
     rates, overlaps = [point[0] for point in points], [point[1] for point in points]
-    drawn: list[Point] = [point for point in points if point[0] < FPR_LIMIT]
-    if rates[-1] >= FPR_LIMIT:
-        drawn.append((FPR_LIMIT, float(np.interp(FPR_LIMIT, rates, overlaps))))
+    drawn: list[Point] = [point for point in points if point[0] < PRO_LIMIT]
+    if rates[-1] >= PRO_LIMIT:
+        drawn.append((PRO_LIMIT, float(np.interp(PRO_LIMIT, rates, overlaps))))
     line = path(drawn, x, y)
     marks = [*frame(x, y, "false positive rate of pixels", "per-region overlap")]
     closed = f"{line}L{x(drawn[-1][0])} {y(0)}L{x(drawn[0][0])} {y(0)}Z"
     marks.append(Mark("path", {"class": "under first", "d": closed}))
     marks.append(Mark("path", {"class": "line first", "d": line}))
-    told = f"{_with_area('AUPRO', area)}, to a false positive rate of {FPR_LIMIT}."
+    told = f"{_with_area('AUPRO', area)}, to a false positive rate of {PRO_LIMIT}."
     legend = [("first", _with_area("pixels", area))]
     return Chart("PRO curve", told, 400, 400, legend, marks)
 

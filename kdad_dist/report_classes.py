@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from kdad_dist.config_classkd import ClasskdConfig
 from kdad_dist.report_data import Confusion, Example, Metrics, RunFiles
 from kdad_dist.report_pictures import Panels, panels
 from kdad_dist.report_tables import DASH, percent
@@ -53,7 +54,7 @@ class Classes:
 
 
 def tells_classes(files: RunFiles) -> bool:
-    return (files.config.get("method") or {}).get("name") == "classkd"
+    return (files.config.get("method") or {}).get("name") == ClasskdConfig.name
 
 
 def classes(files: RunFiles) -> Classes:

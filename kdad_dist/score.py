@@ -192,10 +192,10 @@ def standards_of(
         return found
 
     parts = dict(part for share in gathered(shared(moments)) for part in share)
-    kept: list[list[Moments]] = [
+    others: list[list[Moments]] = [
         [parts[i] for i, unit in enumerate(held_out) if unit.fold != fold] for fold in FOLDS
     ]
-    return [Standard.of(part) for part in (*kept, [parts[i] for i in sorted(parts)])]
+    return [Standard.of(part) for part in (*others, [parts[i] for i in sorted(parts)])]
 
 
 def run_units(

@@ -1,6 +1,5 @@
 """From the parts of a scoring to its results where classes are told apart: how many are right."""
 
-import csv
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdad_dist import files
+from kdad_dist import files, score_results
 from kdad_dist.config import RunConfig
 from kdad_dist.detector_facts import Timing
 from kdad_dist.errors import KdadError
@@ -20,10 +19,7 @@ from kdad_dist.score_parts import TEST, VAL, Row, Stored
 from kdad_dist.score_results import Results
 
 NO_ANOMALIES = "classes are told apart: nothing is anomalous"
-COLUMNS = (
-    *("key", "category", "defect_type", "gt_label", "pred_score", "pred_label"),
-    *("class_name", "pred_class"),
-)
+COLUMNS = (*score_results.COLUMNS, "class_name", "pred_class")
 PICTURES = 40
 """Mistakes that are kept to look at, about as many of each class."""
 
@@ -46,7 +42,7 @@ def results(config: RunConfig, partial: Path, parts: Iterable[Stored]) -> Result
             )
         row["pred_class"] = classes[row["pred_label"]]
     tested, held_out = ([r for r in rows if r["kind"] == kind] for kind in (TEST, VAL))
-    write_scores(partial / "scores.csv", tested)
+    score_results.write_scores(partial / "scores.csv", tested, COLUMNS)
     return Results(measured(classes, tested, held_out), tested, timings)
 
 
@@ -88,13 +84,6 @@ def measured(
 def accuracy(rows: Sequence[Row]) -> float | None:
     """The share that is right; None of none."""
     return sum(r["gt_label"] == r["pred_label"] for r in rows) / len(rows) if rows else None
-
-
-def write_scores(path: Path, rows: Sequence[Row]) -> None:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def mistakes(rows: Sequence[Row]) -> Iterator[Row]:

@@ -4,7 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,7 @@ from PIL import Image
 from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.pictures import save_png16
+from kdad_dist.score_parts import Scored
 
 LONGEST_NAME = 200
 """Bytes; most file systems end at 255."""
@@ -20,17 +21,6 @@ EACH = 4
 """Examples of each kind per category."""
 CATEGORIES_IN_FULL = 4
 """With more categories than these, one example of each kind is kept of each."""
-
-
-class Outcome(Protocol):
-    @property
-    def anomaly_map(self) -> NDArray[np.float32] | None: ...
-
-    @property
-    def reconstruction(self) -> NDArray[np.uint8] | None: ...
-
-    @property
-    def gt_mask(self) -> NDArray[np.bool_] | None: ...
 
 
 def write_map(folder: Path, key: str, anomaly_map: NDArray[np.float32], config: RunConfig) -> None:
@@ -79,7 +69,7 @@ def choose(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str, dict[str, Any]
 def write_examples(
     folder: Path,
     rows: Sequence[dict[str, Any]],
-    predict: Callable[[str], Outcome],
+    predict: Callable[[str], Scored],
     load: Callable[[str], NDArray[np.uint8]],
 ) -> None:
     """Writes image, reconstruction, mask and map of the chosen examples, and `examples.json` that

@@ -180,7 +180,7 @@ def _damaged(partial: Path, name: str) -> DataError:
 
 
 def work_of(
-    config: RunConfig, fingerprint: str, trained: Trained, others: Iterable[nn.Module] = ()
+    config: RunConfig, fingerprint: str, trained: Trained, others: Iterable[nn.Module]
 ) -> dict[str, Any]:
     """Everything that decides the scores and the units, by name.
 
@@ -204,7 +204,7 @@ def work_of(
 def kept(partial: Path, work: dict[str, Any]) -> Kept:
     """What an earlier attempt at the same work has left; what is damaged or of other work goes."""
     parts, file = partial / PARTS, partial / WORK
-    before = known(file)
+    before = files.read_json(file)
     if before != work:
         if before:
             other = ", ".join(name for name in work if before.get(name) != work[name])
@@ -233,14 +233,6 @@ def kept(partial: Path, work: dict[str, Any]) -> Kept:
         done |= units
         seconds += part.seconds
     return Kept(names, done, seconds)
-
-
-def known(file: Path) -> dict[str, Any]:
-    """The work that an earlier attempt noted, {} where there was none, or it is not readable."""
-    try:
-        return json.loads(file.read_bytes())
-    except (OSError, ValueError):
-        return {}
 
 
 def forget(partial: Path) -> None:

@@ -16,6 +16,7 @@ from kdad_dist.metrics.image import rates
 from kdad_dist.score_parts import TEST, VAL, Row, Stored
 
 log = logging.getLogger(__name__)
+COLUMNS = ("key", "category", "defect_type", "gt_label", "pred_score", "pred_label")
 ENOUGH = 20
 """Held-out images below which a quantile of their scores says little of others."""
 
@@ -85,8 +86,8 @@ def rates_at(limit: float | None, test: Evaluation) -> dict[str, float | None]:
     return rates(*test.labels_and_scores(), limit)
 
 
-def write_scores(path: Path, rows: Sequence[Row]) -> None:
-    columns = ["key", "category", "defect_type", "gt_label", "pred_score", "pred_label"]
+def write_scores(path: Path, rows: Sequence[Row], columns: Sequence[str] = COLUMNS) -> None:
+    """The table of the test images."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         writer.writeheader()

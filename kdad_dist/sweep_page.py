@@ -16,8 +16,8 @@ from kdad_dist.report_png import FIGURES, write_pngs
 from kdad_dist.report_tables import DASH, curve
 from kdad_dist.sweep import SCORED, Sweep
 from kdad_dist.sweep_published import METRICS
-from kdad_dist.sweep_table import Table, write_table
-from kdad_dist.sweep_text import as_latex, as_markdown, compared, grids, remarks
+from kdad_dist.sweep_table import write_table
+from kdad_dist.sweep_text import Table, as_latex, as_markdown, compared, grids, remarks
 
 PAGE, LATEX = "report.html", "table.tex"
 

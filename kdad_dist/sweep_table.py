@@ -3,14 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean, stdev
-from typing import Any
 
 from kdad_dist import files
 from kdad_dist.sweep import KINDS, SCORED, Job, Sweep
 from kdad_dist.sweep_published import METRICS
-from kdad_dist.sweep_text import as_csv, as_markdown
+from kdad_dist.sweep_text import Table, as_csv, as_markdown
 
-Table = dict[str, Any]
 Found = Mapping[str, Mapping[tuple[str, int], Table]]
 """By kind, then by class (or variant) and seed: mean figures of a run."""
 MISSING = ("category", "seed", "state", "reason")

@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import Any
 
 from kdad_dist.report_text import ACCURACY, COLUMNS
+from kdad_dist.sweep import KINDS
 from kdad_dist.sweep_published import METRICS
 
 Table = dict[str, Any]
 """The content of `table.json`."""
-KINDS = ("selected", "final")
 NONE = "-"
 PARTS = {
     "": lambda figure: figure["mean"],

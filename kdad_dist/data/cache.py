@@ -3,7 +3,6 @@
 Nothing here is ever deleted by itself: the cache folder may be removed whenever no run uses it.
 """
 
-import fcntl
 import json
 import logging
 import math
@@ -13,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from kdad_dist.errors import DataError
+from kdad_dist.files import locked
 from kdad_dist.types import Poll, go_on
 
 log = logging.getLogger(__name__)
@@ -77,22 +77,13 @@ def _locked(path: Path, description: str, poll: Poll) -> Iterator[None]:
     """Holds an exclusive lock that the kernel frees if this process dies."""
     with path.open("a") as file:
         waiting = False
-        while not _taken(file):
+        while not locked(file):
             if not waiting:
                 log.info("waiting for another process that computes %s", description)
             waiting = True
             poll()
             time.sleep(ASK_EVERY)
         yield
-
-
-def _taken(file: IO[str]) -> bool:
-    """Whether the lock is ours now."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _is_valid(path: Path, wanted: dict[str, Any]) -> bool:

@@ -4,7 +4,6 @@ While a folder is not finished it holds a folder `.partial` with a lock, the opt
 a note of every finished shard. What is not named there was not put there by us.
 """
 
-import fcntl
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ from typing import Any
 from kdad_dist.data.index import INDEX_FILE, SAMPLES_FILE
 from kdad_dist.data.shard import PARTIAL
 from kdad_dist.errors import DataError
-from kdad_dist.files import write_bytes
+from kdad_dist.files import locked, write_bytes
 
 LOCK = "lock"
 OPTIONS = "pack.json"
@@ -53,15 +52,6 @@ def claimed(out: Path, options: dict[str, Any]) -> Iterator[None]:
         shutil.rmtree(out / PARTIAL, ignore_errors=True)
 
 
-def flush(folder: Path) -> None:
-    """Brings the names in a folder to the disk."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def drop_stale(out: Path, files: set[str]) -> None:
     """Removes the finished shards that are not among `files`: their images have changed."""
     for note in (out / PARTIAL).glob(f"*{NOTE}"):
@@ -91,13 +81,12 @@ def _locked(out: Path) -> Iterator[None]:
     """The kernel frees the lock when this process dies, however that comes about."""
     path = out / PARTIAL / LOCK
     with open(path, "ab") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # The holder before us may have finished, and removed the lock that we have opened.
-            current = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-        except BlockingIOError:
-            current = False
-        if not current:
+        # The holder before us may have finished, and removed the lock that we have opened.
+        if not (
+            locked(file)
+            and path.exists()
+            and os.path.samestat(os.fstat(file.fileno()), path.stat())
+        ):
             raise DataError(f"another process is packing into {out}", "wait until it has ended")
         yield
 

@@ -38,8 +38,6 @@ same size. Runs alone, instead of a search for matches, are 15 % smaller, quicke
 quicker to read: after the filters there are few matches in a photograph."""
 PARTIAL = ".partial"
 """Folder inside the shard folder for what is not finished; it goes when the index is written."""
-
-
 Content = bytes | OSError | None
 """What reading a file gave; None where there is no file to read."""
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from kdad_dist.data.claim import claimed, drop_stale, flush
+from kdad_dist.data.claim import claimed, drop_stale
 from kdad_dist.data.image import Resize
 from kdad_dist.data.index import INDEX_FILE, SAMPLES_FILE, Index, describe, parse_index
 from kdad_dist.data.layouts import scan
@@ -33,7 +33,7 @@ from kdad_dist.data.shard import (
     write_shard,
 )
 from kdad_dist.errors import DataError
-from kdad_dist.files import write_bytes
+from kdad_dist.files import sync_directory, write_bytes
 
 SHOWN = 5
 """Files named in one message."""
@@ -149,9 +149,9 @@ def _pack(
     source = _source(found, [each.source for each in packed])
     index, lines = describe(parameters, shards, samples, skipped, source)
     write_bytes(out / SAMPLES_FILE, lines, out / PARTIAL)
-    flush(out)  # the names of the shards, before the index vouches for them
+    sync_directory(out)  # the names of the shards, before the index vouches for them
     write_bytes(out / INDEX_FILE, index, out / PARTIAL)
-    flush(out)
+    sync_directory(out)
     return _result(found, out, resumed=sum(old for _, old in made))
 
 

@@ -16,10 +16,9 @@ from kdad_dist.models.dropout import drop_by
 from kdad_dist.models.mae import patchify, unpatchify
 from kdad_dist.models.mae_build import build_mae
 from kdad_dist.models.masks import complement, partition, random_masks
+from kdad_dist.models.tokens import IMAGENET
 from kdad_dist.types import Batch, Losses, Prediction
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 EPSILON = 1e-6
 """Added to a patch's variance, as in MAE; so an even patch counts as one."""
 
@@ -53,8 +52,8 @@ class LoraMae(Method):
         self.register_buffer("hidden", hidden, persistent=False)
         self.register_buffer("visible", visible, persistent=False)
         self.register_buffer("place", hidden.flatten(1).argsort(), persistent=False)
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD).view(3, 1, 1), persistent=False)
+        self.register_buffer("mean", torch.tensor(IMAGENET.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET.std).view(3, 1, 1), persistent=False)
 
     def forward(self, batch: Batch) -> Losses:
         """Per image, the mean squared error of its hidden patches (He et al., section 3)."""

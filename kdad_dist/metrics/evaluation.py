@@ -95,13 +95,6 @@ class Evaluation:
             side.scores |= tally.scores
         return everything.labels_and_scores()
 
-    def normal_pixel_quantile(self, quantile: float) -> float | None:
-        """A score that this share of all normal pixels does not exceed; None without maps."""
-        pixels = ScoreHistogram()
-        for tally in self._tallies.values():
-            pixels.merge(tally.pixels)
-        return pixels.normal_quantile(quantile) if pixels.normal.any() else None
-
     def report(self, threshold: float | None = None) -> dict[str, Any]:
         """`{"mean": ..., "categories": ...}` of metrics.json.
 

@@ -6,7 +6,6 @@ relative to the score (1 part in 2048 to 4096) at every magnitude, and histogram
 the data can be added. All counts are integers: the sum is the same in every order, to the last bit.
 """
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -75,17 +74,6 @@ class ScoreHistogram:
         used = np.flatnonzero(self.normal + self.defective)
         return Counts(self.normal[used], self.defective[used], self.overlap[used])
 
-    def normal_quantile(self, quantile: float) -> float:
-        """A score that at least this share of the normal pixels does not exceed.
-
-        It is the upper edge of a bin, so at most 1/2048 above the exact one.
-        """
-        cumulative = np.cumsum(self.normal)
-        assert 0 <= quantile <= 1 and cumulative[-1] > 0
-        key = np.searchsorted(cumulative, max(quantile * cumulative[-1], 1))
-        edge = np.array([((int(key) + 1) << _DROPPED_BITS) - 1], np.uint32).view(np.float32)
-        return float(edge[0])
-
     def pack(self) -> dict[str, Any]:
         """What there is to store: the bins that are not empty, and the number of regions."""
         used = np.flatnonzero(self.normal + self.defective)
@@ -100,16 +88,6 @@ class ScoreHistogram:
             array[keys] = packed
         histogram.regions = int(regions)
         return histogram
-
-    def save(self, path: Path) -> None:
-        """Writes an .npz file without pickle, which `load` reads."""
-        with path.open("wb") as file:
-            np.savez_compressed(file, **self.pack())
-
-    @classmethod
-    def load(cls, path: Path) -> "ScoreHistogram":
-        with np.load(path, allow_pickle=False) as stored:
-            return cls.unpack(stored["keys"], stored["counts"], stored["regions"])
 
     def _arrays(self) -> tuple[Integers, Integers, Integers]:
         return self.normal, self.defective, self.overlap

@@ -146,10 +146,7 @@ def _create(name: str, layers: Sequence[int], file: Path | None) -> nn.Module:
     options: dict[str, Any] = {"features_only": True, "out_indices": tuple(layers)}
     if cfg is not None and cfg.fixed_input_size:
         options["dynamic_img_size"] = True
-    if file is not None:
-        # custom_load: where weights were first published as .npz; the hub has them converted.
-        overlay = {"file": str(file), "custom_load": False}
-        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
+    options |= options_of(file)
     try:
         return timm.create_model(name, **options)
     except (IndexError, AssertionError) as error:
@@ -162,6 +159,15 @@ def _create(name: str, layers: Sequence[int], file: Path | None) -> nn.Module:
             f"{name} cannot be used as a backbone: {str(error).splitlines()[0]}",
             "choose a network that gives feature maps at any image size, such as resnet18.tv_in1k",
         ) from error
+
+
+def options_of(file: Path | None) -> dict[str, Any]:
+    """What has timm's `create_model` take pretrained weights from a file; nothing without one."""
+    if file is None:
+        return {}
+    # custom_load: where weights were first published as .npz; the hub has them converted.
+    overlay = {"file": str(file), "custom_load": False}
+    return {"pretrained": True, "pretrained_cfg_overlay": overlay}
 
 
 def _freeze_unused(network: nn.Module, input_size: tuple[int, ...]) -> None:

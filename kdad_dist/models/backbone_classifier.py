@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdad_dist.config_classkd import ClassifierConfig, ClassTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
-from kdad_dist.models.backbone import check_name, pretrained_file
+from kdad_dist.models.backbone import check_name, options_of, pretrained_file
 from kdad_dist.models.dropout import RowDropout
 from kdad_dist.models.weights import MANIFEST, load_weights, read_weights
 
@@ -32,24 +32,19 @@ class Classifier(nn.Module):
         encoder: of timm, without a classifier: to vectors, by way of maps.
         head: from the vectors to logits.
         mean, std: of the images that the encoder's pretrained weights expect, per channel.
-        freeze: of the encoder, as in the configuration.
     """
 
     mean: Tensor
     std: Tensor
+    freeze: str = "none"
+    """Of the encoder, as in the configuration."""
 
     def __init__(
-        self,
-        encoder: nn.Module,
-        head: nn.Module,
-        mean: Sequence[float],
-        std: Sequence[float],
-        freeze: str = "none",
+        self, encoder: nn.Module, head: nn.Module, mean: Sequence[float], std: Sequence[float]
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.head = head
-        self.freeze = freeze
         self.channels_last_maps = getattr(encoder, "output_fmt", "NCHW") == "NHWC"
         # An empty batch breaks the reshapes of transformers; BatchNorm would count a blank image.
         self.takes_empty = any(isinstance(m, _BatchNorm) for m in encoder.modules())
@@ -209,14 +204,10 @@ def assemble(
     """
     cfg = timm.get_pretrained_cfg(backbone)
     assert cfg is not None
-    options: dict[str, Any] = {"num_classes": 0}
+    options: dict[str, Any] = {"num_classes": 0, **options_of(pretrained)}
     # Transformers are built for one input size unless told otherwise; others refuse the option.
     if cfg.fixed_input_size:
         options["dynamic_img_size"] = True
-    if pretrained is not None:
-        # custom_load: where weights were first published as .npz; the hub has them converted.
-        overlay = {"file": str(pretrained), "custom_load": False}
-        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
     try:
         encoder = timm.create_model(backbone, **options)
         with torch.no_grad():  # on the meta device, where nothing is computed

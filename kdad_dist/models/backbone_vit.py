@@ -15,7 +15,7 @@ from torch import Tensor
 from kdad_dist.config_methods import VitTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError
-from kdad_dist.models.backbone import check_name, pretrained_file
+from kdad_dist.models.backbone import check_name, options_of, pretrained_file
 from kdad_dist.models.tokens import Colours, Form, TokenNet, Tokens, check_layers
 from kdad_dist.models.weights import canonical, load_weights, read_weights
 
@@ -59,9 +59,7 @@ def build_timm_tokens(
     check_name(name)
     options: dict[str, Any] = {"img_size": image_size, "num_classes": 0}
     if config.weights == "pretrained":
-        # custom_load: where weights were first published as .npz; the hub has them converted.
-        overlay = {"file": str(pretrained_file(name)), "custom_load": False}
-        options |= {"pretrained": True, "pretrained_cfg_overlay": overlay}
+        options |= options_of(pretrained_file(name))
     try:
         with seeded(seed, "teacher"):
             network = timm.create_model(name, **options)

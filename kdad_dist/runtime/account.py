@@ -45,7 +45,7 @@ class Memory:
         return self.teacher + self.weights + self.gradients + self.optimizer + self.exchange
 
 
-def memory(config: RunConfig, method: Method, mode: str = "ddp", world: int = 1) -> Memory:
+def memory(config: RunConfig, method: Method, mode: str, world: int) -> Memory:
     """What each of so many processes will hold in a mode, beside activations."""
     student, trained = method.student, trained_bytes(method)
     parameters = size(student.parameters())
@@ -120,9 +120,7 @@ def pixel_bytes(config: RunConfig, images: int) -> int:
     return 3 * images * (data.image_size + data.augment.crop_margin) ** 2
 
 
-def expected(
-    config: RunConfig, method: Method, images: int, mode: str = "ddp", world: int = 1
-) -> str:
+def expected(config: RunConfig, method: Method, images: int, mode: str, world: int) -> str:
     """What each process will hold, but for activations, and how large the decoded pixels are.
 
     Args:

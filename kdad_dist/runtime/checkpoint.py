@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdad_dist.errors import CheckpointError
+from kdad_dist.files import sync_directory
 from kdad_dist.runtime.background import Background
 from kdad_dist.runtime.identity import SOURCES
 from kdad_dist.runtime.manifest import (
@@ -38,7 +39,6 @@ from kdad_dist.runtime.manifest import (
     read_manifest,
     replace_manifest,
     step_name,
-    sync_directory,
     verify,
 )
 from kdad_dist.runtime.together import Group, on_main, processes, rank_here, together
@@ -192,7 +192,7 @@ class CheckpointManager:
 
     def latest(self) -> Path | None:
         """The newest checkpoint that is sound; broken ones are reported and passed over."""
-        return self._first_sound(lambda paths: reversed(paths))
+        return self._first_sound(reversed)
 
     def best(self) -> Path | None:
         """The sound checkpoint of the lowest `val_loss`, the earliest of equals."""
@@ -206,7 +206,6 @@ class CheckpointManager:
         Raises:
             CheckpointError: it is damaged, of another run, or does not fit.
         """
-
         together("read", path, lambda: verify(path, rank_here(), processes()))
         body = together("read", path, lambda: self.check(path, contents))[0]
         contents.read(path, body["files"])

@@ -1,11 +1,9 @@
 """Manifests of checkpoints: what a directory must hold, to the byte, before any of it is used."""
 
-import errno
 import hashlib
 import json
 import logging
 import math
-import os
 import re
 import shutil
 import uuid
@@ -17,7 +15,7 @@ from typing import Annotated, Any
 from pydantic import Field, TypeAdapter, ValidationError
 
 from kdad_dist.errors import CheckpointError
-from kdad_dist.files import write_text
+from kdad_dist.files import sync_directory, write_text
 
 log = logging.getLogger(__name__)
 VERSION = 1
@@ -167,18 +165,6 @@ def delete(path: Path) -> None:
 def delete_partials(directory: Path) -> None:
     for partial in directory.glob(f".{step_name(0)[:5]}*.partial"):
         shutil.rmtree(partial)
-
-
-def sync_directory(path: Path) -> None:
-    """Makes renames in a directory last, where the file system can."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno != errno.EINVAL:  # some network file systems have no fsync of directories
-            raise
-    finally:
-        os.close(descriptor)
 
 
 def published(directory: Path) -> list[Path]:

@@ -28,8 +28,6 @@ FIRST = 1.0
 """Seconds between them until all processes have been seen."""
 ROUNDS = 4
 """Intervals without a sign of life after which a process counts as silent."""
-
-
 HOST = os.uname().nodename
 
 

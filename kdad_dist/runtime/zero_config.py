@@ -6,12 +6,12 @@ stands in the run's YAML alone: where both speak of it and differ, the launch is
 
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from accelerate.utils import DeepSpeedPlugin, parse_flag_from_env
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config import RunConfig, flatten
 from kdad_dist.errors import UsageError
 
 AUTO = "auto"
@@ -139,12 +139,3 @@ def settle(settings: dict[str, Any], config: RunConfig) -> None:
             "dtype": "bfloat16",
             "lower_precision_safe_modules": [],
         }
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from kdad_dist.config_methods import InferenceConfig, LoraConfig, LoraMaeConfig
-from kdad_dist.methods.loramae import IMAGENET_MEAN, IMAGENET_STD, LoraMae
+from kdad_dist.methods.loramae import LoraMae
+from kdad_dist.models.tokens import IMAGENET
 from kdad_dist.types import Batch
 
 SIZE, PATCH, GRID = 32, 8, 4
@@ -24,7 +25,7 @@ def batch(count: int, first: int = 0) -> Batch:
 
 
 def normalised(image: Tensor) -> Tensor:
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in IMAGENET)
     return (image - mean) / std
 
 

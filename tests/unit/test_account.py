@@ -48,7 +48,7 @@ class Half(Method):
 
 def said(optim: OptimConfig, **data: object) -> str:
     config = RunConfig("x", DataConfig("s", image_size=32, **data), optim, TrainConfig(steps=1))
-    return expected(config, Half(), images=1024)
+    return expected(config, Half(), 1024, "ddp", 1)
 
 
 def test_weights_gradients_and_moments_are_told_apart() -> None:
@@ -88,7 +88,7 @@ def test_each_mode_divides_what_it_says_among_the_processes() -> None:
         "zero2": [8, 1, 2],
         "zero3": [2, 1, 2],
     }
-    assert memory(config, Half()).exchange == 0
+    assert memory(config, Half(), "ddp", 1).exchange == 0
     assert {m.teacher for m in held.values()} == {2 * MIB}
     assert held["ddp"].exchange == MIB and held["fsdp2"].exchange == 2 * MIB
     assert held["zero3"].exchange == 4 * BUCKET + 2 * MIB

@@ -177,16 +177,6 @@ def test_a_threshold_adds_its_rates():
     assert 0 < tile["true_positive_rate"] <= 1
 
 
-def test_a_quantile_of_the_normal_pixels_is_taken_over_all_good_images():
-    images = [image for image in make_images() if not image.gt_label]
-    pixels = np.concatenate([image.anomaly_map.ravel() for image in images])
-    value = evaluate(images).normal_pixel_quantile(0.99)
-    assert value == pytest.approx(np.quantile(pixels, 0.99), rel=0.01)
-    assert np.mean(pixels <= value) >= 0.99
-    without_maps = [image._replace(anomaly_map=None) for image in images]
-    assert evaluate(without_maps).normal_pixel_quantile(0.99) is None
-
-
 def test_curves_are_short_and_end_where_they_should():
     curves = evaluate(make_images(side=64)).curves()["tile"]
     assert curves.keys() == {"roc", "pixel_roc", "pro"}

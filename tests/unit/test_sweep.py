@@ -15,22 +15,7 @@ from kdad_dist.sweep_plan import choose, folder, plan, plan_variants, reopen
 from kdad_dist.sweep_slurm import submit
 from kdad_dist.sweep_table import write_table
 from tests.helpers import save_image, texture
-from tests.sweeps import ODD, finish, many
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> Path:
-    """A configuration for two classes."""
-    return many(tmp_path_factory.mktemp("sweep"), (ODD, "zip"), train={"steps": 2}, seed=5)
-
-
-@pytest.fixture
-def config(shared, tmp_path) -> Path:
-    """The same, for a directory of its own."""
-    path = tmp_path / "many.yaml"
-    text = shared.read_text()
-    path.write_text(text.replace(str(shared.parent / "many"), str(tmp_path / "many")))
-    return path
+from tests.sweeps import ODD, finish
 
 
 def planned(config: Path, seeds: int = 1, *asked: str, **overrides: object) -> Sweep:

@@ -18,24 +18,9 @@ from kdad_dist.sweep_table import write_table
 from kdad_dist.sweep_text import as_latex
 from tests.helpers_run import write_log
 from tests.pages import Page
-from tests.sweeps import ODD, finish, many
+from tests.sweeps import ODD, finish
 
 ATTACK = "<script>alert(1)</script>\"'&"
-
-
-@pytest.fixture(scope="module")
-def shared(tmp_path_factory) -> Path:
-    """A configuration for two classes."""
-    return many(tmp_path_factory.mktemp("sweep"), (ODD, "zip"), train={"steps": 2}, seed=5)
-
-
-@pytest.fixture
-def config(shared, tmp_path) -> Path:
-    """The same, for a directory of its own."""
-    path = tmp_path / "many.yaml"
-    text = shared.read_text()
-    path.write_text(text.replace(str(shared.parent / "many"), str(tmp_path / "many")))
-    return path
 
 
 def planned(config: Path, seeds: int = 1, *overrides: str) -> Sweep:
