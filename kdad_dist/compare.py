@@ -103,11 +103,14 @@ def differing(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def figures(sides: Sequence[Side]) -> dict[str, dict[str, list[float | None]]]:
-    """By category, and "mean" of a run: each figure that one of the runs has, of every run."""
+    """By category, and "mean" and "synthetic" (of held-out images) of a run: each figure that one
+    of the runs has, of every run.
+    """
     scored = [side.files.metrics for side in sides]
     parts: dict[str, list[Figures | None]] = {"mean": [m.mean if m else None for m in scored]}
     for name in dict.fromkeys(name for m in scored if m for name in m.categories):
         parts[f"category {name}"] = [m.categories.get(name) if m else None for m in scored]
+    parts["synthetic"] = [m.synthetic if m else None for m in scored]
     found = {}
     for part, several in parts.items():
         rows = {key: [getattr(f, key, None) for f in several] for key in METRICS}

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdad_dist.report_text import COLUMNS, aligned
+from kdad_dist.report_text import COLUMNS, SYNTHETIC, aligned
 
 Facts = dict[str, Any]
 
@@ -47,10 +47,11 @@ def config_rows(found: dict[str, list[Any]]) -> list[list[str]]:
 
 
 def figure_rows(metrics: dict[str, dict[str, list[float | None]]]) -> Iterator[list[str]]:
-    """The mean of several categories comes last."""
-    parts = {name: rows for name, rows in metrics.items() if name != "mean"}
+    """The mean of several categories comes after them, and last what one may choose by."""
+    parts = {name: rows for name, rows in metrics.items() if name.startswith("category ")}
     if len(parts) != 1:
         parts["mean"] = metrics["mean"]
+    parts[SYNTHETIC] = metrics["synthetic"]
     for name, rows in parts.items():
         for key, values in rows.items():
             known = [value for value in values if value is not None]

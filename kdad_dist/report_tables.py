@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kdad_dist.report_data import METRICS, Figures, Metrics, RunFiles, Score, Threshold
+from kdad_dist.report_text import SYNTHETIC
 
 DASH = "\N{EN DASH}"
 
@@ -120,7 +121,7 @@ def table(files: RunFiles) -> tuple[list[Row], list[str]]:
             _row(f"mean of the last checkpoint, step {step}", 0, _mean(files.last_metrics), notes)
         )
     if files.metrics.synthetic is not None:
-        rows.append(_row("held-out, synthetic defects", 0, files.metrics.synthetic, notes))
+        rows.append(_row(SYNTHETIC, 0, files.metrics.synthetic, notes))
     return rows, notes
 
 

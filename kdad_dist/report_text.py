@@ -15,11 +15,14 @@ COLUMNS = {
 }
 ACCURACY = {"accuracy": "accuracy"}
 """The column where classes are told apart."""
+SYNTHETIC = "held-out, synthetic defects"
+"""The line of held-out normal images against the same with synthetic defects."""
 
 
 def table(metrics: dict[str, Any]) -> str:
     """One line per category and defect type, and the mean over several categories. Where classes
-    are told apart: one per class, one of all test images, one of the held-out images.
+    are told apart: one per class, one of all test images, one of the held-out images. Last, what
+    one may choose by: held-out images against the same with synthetic defects.
     """
     columns = ACCURACY if "accuracy" in metrics["mean"] else COLUMNS
     rows = [["", "images", *columns.values()]]
@@ -33,6 +36,8 @@ def table(metrics: dict[str, Any]) -> str:
         rows.append(line("held-out images", metrics["held_out"], columns))
     elif len(metrics["categories"]) > 1:
         rows.append(line("mean", metrics["mean"], columns))
+    if metrics["synthetic"] is not None:
+        rows.append(line(SYNTHETIC, metrics["synthetic"], columns))
     lines = aligned(rows)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 

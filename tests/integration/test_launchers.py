@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.documents import FOUND
 from tests.helpers import make_mvtec
 from tests.kdad import succeeds
+from tests.needs import REPOSITORY
 
 pytestmark = pytest.mark.launch
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
 
 
@@ -44,16 +45,18 @@ def launch(*words: object, **variables: str) -> subprocess.CompletedProcess[str]
         capture_output=True,
         text=True,
         timeout=180,
+        cwd=REPOSITORY,
     )
 
 
 def test_the_shipped_cpu_file_starts_as_many_processes_as_asked_for(config):
-    run = config.parent / "three"
-    file = REPOSITORY / "launch/accelerate/cpu.yaml"
-    options = ["--config_file", file, "--num_processes", 3]
-    done = launch(*LAUNCH, *options, "-m", "kdad_dist", "train", config, f"output={run}")
+    run = config.parent / "two"
+    [line] = [c.text for c in FOUND if c.where == "launch/README.md" and "cpu.yaml" in c.text]
+    assert line.startswith("ACCELERATE_USE_CPU=true accelerate launch ")
+    words = line.replace("CONFIG", str(config)).split()[3:]
+    done = launch(*LAUNCH, *words, f"output={run}", ACCELERATE_USE_CPU="true")
     assert done.returncode == 0, done.stderr
-    assert "3 processes, mode ddp" in done.stderr
+    assert "2 processes, mode ddp" in done.stderr
     assert len((run / "metrics.jsonl").read_text().splitlines()) >= 2
 
 

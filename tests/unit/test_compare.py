@@ -41,6 +41,18 @@ def test_runs_of_the_same_kind_and_results_differ_in_nothing(runs):
     assert "configuration: no difference" in told(facts)
 
 
+def test_what_one_may_choose_by_stands_last_where_a_run_has_it(runs):
+    path = runs[1] / "metrics.json"
+    metrics = json.loads(path.read_text())
+    write_json(path, metrics | {"synthetic": metrics["mean"] | {"image_auroc": 0.625}})
+    facts = compare(runs, 10)
+    assert facts["metrics"]["synthetic"]["image_auroc"] == [None, 0.625]
+    figures = told(facts).split("\n\n")[1].splitlines()
+    assert ["held-out,", "synthetic", "defects", "image", "AUROC", "-", "0.6250"] in [
+        line.split() for line in figures[-6:]
+    ]
+
+
 def test_keys_that_differ_are_named_with_both_values(runs):
     path = runs[1] / "config.yaml"
     config = yaml.safe_load(path.read_text())
