@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from kdad_dist.config_classkd import ClasskdConfig
 from kdad_dist.config_data import AugmentConfig as AugmentConfig
-from kdad_dist.config_data import DataConfig
+from kdad_dist.config_data import DataConfig as DataConfig
 from kdad_dist.config_errors import YamlSource, describe
 from kdad_dist.config_methods import (
     LoraMaeConfig,

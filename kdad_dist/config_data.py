@@ -14,7 +14,7 @@ from kdad_dist.tiling import Tiling
 class AugmentConfig:
     crop_margin: NonNegative = 0
     """Pixels by which training images are read larger than `image_size` before a random window of
-    that size is cut out. Scoring sees whole images, at the smaller scale."""
+    that size is cut out; all other images are read as `centre_margin` says."""
     brightness: Fraction = 0.0
     """Largest relative change, up or down."""
     saturation: Fraction = 0.0
@@ -35,6 +35,9 @@ class DataConfig:
     """For methods that tell classes apart: which, in the order of their labels."""
     image_size: Positive = 256
     """Side of the square at which images are read, in pixels."""
+    centre_margin: NonNegative = 0
+    """Pixels by which images are read larger than `image_size` before the window of that size in
+    their centre is cut out, which is all that is seen and judged of them."""
     tile: Positive | None = None
     """Side of the square that the networks see, where images are cut into tiles; whole images where
     not given."""
@@ -58,6 +61,13 @@ class DataConfig:
             raise ValueError(
                 "normal_class is for methods that look for anomalies, classes for those that tell "
                 "classes apart; give one of them"
+            )
+        crop, centre = self.augment.crop_margin, self.centre_margin
+        if crop and centre and crop != centre:
+            raise ValueError(
+                f"augment.crop_margin {crop} shows training images at another scale than "
+                f"centre_margin {centre} shows those that are judged; give both the same number of "
+                "pixels, or leave one out"
             )
         if self.tile is not None:
             self._check_tiles(self.tile)
@@ -84,6 +94,11 @@ class DataConfig:
                 "tile cuts images out of memory-mapped pixels, which does not go with "
                 f"{', '.join(found)}; leave out one or the other"
             )
+
+    @property
+    def read_size(self) -> int:
+        """Side of the square that an image is resized to, whose centre is judged."""
+        return self.image_size + self.centre_margin
 
     @property
     def network_size(self) -> int:

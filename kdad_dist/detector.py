@@ -39,7 +39,8 @@ class Predictions:
     pred_score: NDArray[np.float32]
     """(b,); higher is more anomalous. Of a classifier: the probability of the likeliest class."""
     anomaly_map: NDArray[np.float32] | None
-    """(b, s, s) at `data.image_size`, smoothed, >= 0; None: the method gives none."""
+    """(b, s, s) at `data.image_size`, smoothed, >= 0; None: the method gives none. Of what
+    `Detector.fit.image` makes of an image, which is the part that `fit.seen` names."""
     reconstruction: NDArray[np.uint8] | None
     """(b, s, s, 3), RGB: the images as they should be; None: the method gives none."""
     seconds: float
@@ -73,7 +74,7 @@ class Detector:
     threshold: Threshold
 
     def predict(self, images: Picture | Sequence[Picture] | NDArray[np.uint8]) -> Predictions:
-        """Judges images of any size, resized as the run's own are.
+        """Judges images of any size, resized and cut as the run's own are.
 
         Args:
             images: one, or a batch: a list, or an array (b, h, w, 3). More than
@@ -145,7 +146,7 @@ def of_run(config: RunConfig, device: torch.device) -> Detector:
     )
     standard = shared(lambda: load_standard(config, trained.step))
     readout = Readout(method, config.score, config.data.tiling, standard)
-    fit = Fit(config.data.image_size, None, resize)
+    fit = Fit(config.data.image_size, None, resize, config.data.centre_margin)
     return Detector(config, trained, readout, fit, device, threshold)
 
 

@@ -1,8 +1,8 @@
 """A detector as one graph of tensor operations: pixels in, score and map out.
 
 Everything that `kdad score` computes between decoded pixels of the right size and what it reports
-is inside: normalisation, teacher and student (LoRA merged), map, smoothing, standardisation and the
-reduction to a score.
+is inside: the window in the centre, normalisation, teacher and student (LoRA merged), map,
+smoothing, standardisation and the reduction to a score.
 """
 
 import copy
@@ -23,6 +23,7 @@ from kdad_dist.export_made import OUTPUTS, Made, reason
 from kdad_dist.export_parity import compare
 from kdad_dist.methods.readout import Readout, readout_of
 from kdad_dist.models.lora import merge
+from kdad_dist.tiling import middle
 
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 SOURCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
@@ -34,13 +35,18 @@ class Graph(nn.Module):
 
     Args:
         readout: without LoRA, on the CPU.
+        size: side of the window, in the centre of an image, that it looks at.
     """
 
-    def __init__(self, readout: Readout) -> None:
+    def __init__(self, readout: Readout, size: int) -> None:
         super().__init__()
         self.readout = readout
+        self.size = size
 
     def forward(self, image: UInt8[Tensor, "b s s 3"]) -> dict[str, Tensor]:
+        if image.shape[1] > self.size:  # a cut that takes all would be a step of the graph too
+            window = middle(image.shape[1], self.size)
+            image = image[:, window, window]
         pixels = image.permute(0, 3, 1, 2) / 255
         # All tiles at once: a graph cannot count how many parts they would be.
         said = self.readout.finish(self.readout.predict(pixels, largest=None))
@@ -113,9 +119,9 @@ def traced(detector: Detector) -> ExportedProgram:
     merge(method)
     config = detector.config
     readout = Readout(method, config.score, config.data.tiling, detector.readout.standard)
-    graph = Graph(readout).eval()
+    graph = Graph(readout, config.data.image_size).eval()
     graph.requires_grad_(False)
-    size = config.data.image_size
+    size = config.data.read_size
     example = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     batch = {"image": {0: Dim("batch", min=1)}}
     try:
@@ -139,7 +145,7 @@ def facts(detector: Detector) -> dict[str, str]:
         "program": f"kdad_dist {__version__}",
         "run": config.name,
         "method": config.method.name,
-        "image_size": config.data.image_size,
+        "image_size": config.data.read_size,
         "resize": detector.fit.mode,
         "threshold": limit.value,
         "pixel_threshold": limit.pixel_value,

@@ -27,10 +27,11 @@ FIGURES = ("image_auroc", "pixel_auroc")
 
 class Picture(NamedTuple):
     pixels: NDArray[np.uint8]
-    """(s, s, 3)."""
+    """(s, s, 3), as a graph takes it: of `data.read_size`."""
     sample: Sample | None
     """None: it was made up."""
     mask: NDArray[np.bool_] | None
+    """Of what is judged of it."""
 
 
 @dataclass
@@ -99,9 +100,9 @@ def compare(detector: Detector, run: Runner, most: int) -> dict[str, Any]:
     samples, available, why = test_images(config, most)
     found = Comparison()
     with progress("comparing", len(samples) or GENERATED, "images") as bar:
-        for unit in units(config, samples):
+        for unit in units(detector, samples):
             images = np.stack([picture.pixels for picture in unit])
-            judged = judge(detector.readout, list(images), detector.device)
+            judged = judge(detector.readout, list(map(detector.fit.image, images)), detector.device)
             ours = {n: v for n in OUTPUTS if (v := getattr(judged, n)) is not None}
             found.add(unit, ours, run(images))
             bar.advance(len(unit))
@@ -135,9 +136,10 @@ def test_images(config: RunConfig, most: int) -> tuple[list[Sample], int, str | 
     return [samples[i] for i in chosen.round().astype(int)], len(samples), None
 
 
-def pictures(config: RunConfig, samples: list[Sample]) -> Iterator[Picture]:
+def pictures(detector: Detector, samples: list[Sample]) -> Iterator[Picture]:
     """The samples' images, or where there is none, noise."""
-    size = config.data.image_size
+    config, fit = detector.config, detector.fit
+    size = config.data.read_size
     if not samples:
         noise = np.random.default_rng(config.seed)
         for _ in range(GENERATED):
@@ -146,12 +148,13 @@ def pictures(config: RunConfig, samples: list[Sample]) -> Iterator[Picture]:
     reader = ShardReader(config.data.shards, size)
     for sample in samples:
         known = sample.mask is not None or sample.gt_label == 0
-        yield Picture(reader.image(sample), sample, reader.mask(sample) if known else None)
+        mask = fit.mask(reader.mask(sample)) if known else None
+        yield Picture(reader.image(sample), sample, mask)
 
 
-def units(config: RunConfig, samples: list[Sample]) -> Iterator[list[Picture]]:
+def units(detector: Detector, samples: list[Sample]) -> Iterator[list[Picture]]:
     """Batches of several sizes: one image, then as many as are scored together."""
-    left = pictures(config, samples)
+    left = pictures(detector, samples)
     yield [next(left)]
-    while unit := list(islice(left, config.images_per_unit)):
+    while unit := list(islice(left, detector.config.images_per_unit)):
         yield unit

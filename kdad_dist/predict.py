@@ -4,7 +4,8 @@ Writes `predictions.csv`, `predictions.json` (what they were made with, and how 
 image its anomaly map (16-bit PNG or npy), an overlay, its reconstruction where the method gives
 one, and, at the threshold of `metrics.json`, a binary mask and the boxes of its regions. Overlay,
 mask and boxes have the size of the image itself, map and reconstruction that of the network's
-input.
+input. Where the network saw nothing of an image, around its centre, there is nothing in any of
+them: the overlay shows the image itself.
 """
 
 import csv
@@ -99,9 +100,14 @@ class Predictor:
             np.save(map_file, anomaly_map)
         else:
             save_png16(map_file, anomaly_map)
-        full = enlarge(anomaly_map, image.shape[0], image.shape[1])
+        height, width = image.shape[:2]
+        seen = self.detector.fit.seen(height, width)
+        full = np.zeros((height, width), np.float32)
+        full[seen] = enlarge(anomaly_map, *full[seen].shape)
         brightest = 2 * max(limit or full.max().item(), 1e-12)
-        picture = heat(Image.fromarray(image), full / np.float32(brightest))
+        warm = heat(Image.fromarray(image[seen]), full[seen] / np.float32(brightest))
+        picture = Image.fromarray(image)
+        picture.paste(warm, (seen[1].start, seen[0].start))
         written: dict[str, Any] = {"map": map_file.name, "overlay": f"{name}.jpg"}
         if limit is not None:
             mask = full > limit
@@ -219,7 +225,7 @@ def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
 
 
 def enlarge(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear, to the size of the image."""
+    """Bilinear, to the size of what was seen of the image."""
     return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
 
 

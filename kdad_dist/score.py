@@ -90,8 +90,9 @@ def score_one(config: RunConfig, request: StopRequest, here: Session) -> dict[st
         stop = Stop(request, partial, "scoring", "goes on with the images that are left")
         trained = restore(config)
         method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
-        reader = ShardReader(config.data.shards, config.data.image_size)
-        reading = (method, config.score, config.data.tiling)
+        data = config.data
+        reader = ShardReader(data.shards, data.image_size, data.centre_margin)
+        reading = (method, config.score, data.tiling)
         explainer = build_explainer(config, trained, here.device)
         scorer = Scorer(config, [Readout(*reading)], reader, here.device, explainer)
         started = time.monotonic()

@@ -40,16 +40,16 @@ from kdad_dist.runtime import environment
 from kdad_dist.runtime.restore import Trained
 
 log = logging.getLogger(__name__)
-VERSION = 3
+VERSION = 4
 """Raised when a part holds something else than before."""
 VAL, SYNTHETIC, TEST = "val", "synthetic", "test"
 WORK, PARTS, MAPS = "work.json", "parts", "maps"
 KEPT = (WORK, PARTS, MAPS)
 CHOICE = (
     *("category", "normal_class", "classes", "val_fraction"),
-    *("image_size", "tile", "tile_overlap"),
+    *("image_size", "centre_margin", "tile", "tile_overlap"),
 )
-"""Keys of `data` that say which images are scored, how large, and in which pieces."""
+"""Keys of `data` that say which images are scored, how large, what of them, and in which pieces."""
 Row = dict[str, Any]
 Compared = dict[str, dict[str, Agreement | None]]
 """Of one image, by kind of map and pair of networks; None where a map is constant."""
@@ -254,4 +254,5 @@ def row(image: Scored) -> Row:
         "pred_label": image.pred_label,
         "agreement": image.agreement,
         "map_max": None if anomaly_map is None else float(anomaly_map.max()),
+        "mask_empty": None if image.gt_mask is None else not image.gt_mask.any(),
     }

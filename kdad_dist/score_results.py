@@ -49,6 +49,7 @@ def results(config: RunConfig, partial: Path, parts: Iterable[Stored]) -> Result
     tested = [r for r in rows if r["kind"] == TEST]
     for r in tested:
         r["pred_label"] = None if limit["value"] is None else int(r["pred_score"] > limit["value"])
+    warn_of_unseen_defects(tested, config.data.centre_margin)
     write_scores(partial / "scores.csv", tested)
     files.write_json(partial / "curves.json", test.curves())
     return Results(metrics, tested, timings)
@@ -77,6 +78,19 @@ def threshold(config: RunConfig, rows: Sequence[Row]) -> dict[str, Any]:
         "images": len(rows),
         "pixel_value": of("map_max"),
     }
+
+
+def warn_of_unseen_defects(tested: Sequence[Row], margin: int) -> None:
+    """Says of how many defective images nothing that is defective is in the window."""
+    defective = [r for r in tested if r["gt_label"] and r["mask_empty"] is not None]
+    if margin and (unseen := sum(r["mask_empty"] for r in defective)):
+        log.warning(
+            "%d of %d defective test images have no defect inside the window that is judged "
+            "(data.centre_margin=%d): they still count as defective, none of their pixels does",
+            unseen,
+            len(defective),
+            margin,
+        )
 
 
 def rates_at(limit: float | None, test: Evaluation) -> dict[str, float | None]:

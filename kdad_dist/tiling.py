@@ -1,6 +1,12 @@
-"""Where the squares lie that a large image is cut into: arithmetic, without torch or pixels."""
+"""Where the squares lie that images are cut into: arithmetic, without torch or pixels."""
 
 from dataclasses import dataclass
+
+
+def middle(side: int, size: int) -> slice:
+    """The `size` pixels in the middle of `side`; an odd one that is left over is behind them."""
+    start = (side - size) // 2
+    return slice(start, start + size)
 
 
 @dataclass(frozen=True)

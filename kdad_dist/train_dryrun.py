@@ -28,7 +28,7 @@ from kdad_dist.runtime.activations import activations
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.classifiers import choose_sources
 from kdad_dist.runtime.flops import operations
-from kdad_dist.runtime.loaders import choose, indexed_plan, stream_plan
+from kdad_dist.runtime.loaders import choose, indexed_plan, read_as, stream_plan
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.rundir import refuse_changes
 from kdad_dist.runtime.tensors import Tensors
@@ -90,7 +90,7 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
 def look_at(config: RunConfig, index: Index, samples: Sequence[Sample]) -> None:
     """Reads the last image of each shard: one that is missing or cut short is refused."""
     data = config.data
-    reader = ShardReader(index.root, data.image_size + data.augment.crop_margin)
+    reader = ShardReader(index.root, *read_as(data, data.augment))
     if is_remote(index.root) and data.access == "stream":  # its server may give whole files only
         return
     for sample in {sample.shard: sample for sample in samples}.values():

@@ -153,25 +153,27 @@ def open_pixels(
     device: torch.device,
     poll: Poll = go_on,
     tiling: Tiling | None = None,
+    margin: int = 0,
 ) -> Pixels:
     """The samples' pixels, decoded once ("ram", "device") or whenever they are read ("none").
 
-    With "ram" and "device" they are decoded by one process per node into a file below
-    `cache_root()`, and found there by later runs; "device" then copies them to each device.
+    With "ram" and "device" one process per node decodes them into a file below `cache_root()`,
+    where later runs find them; "device" then copies them to each device.
 
     Args:
         tiling: with "ram", how images are cut into tiles, which are then the rows.
+        margin: pixels by which images are read larger before their centre is cut out.
 
     Raises:
         DataError: a sample is damaged, or the cache has no room.
-        ConfigError: `image_size` exceeds the packed size, or the device has no room.
+        ConfigError: the images were packed too small, or the device has no room.
     """
-    decoder = Decoder(ShardReader(index.root, image_size).image, image_size)
+    decoder = Decoder(ShardReader(index.root, image_size, margin).image, image_size)
     pin = device.type == "cuda"
     if cache == "none":
         return DecodedPixels(samples, decoder, pin)
     images = filled_array(
-        cache_root() / "pixels" / pixel_key(samples, index, image_size),
+        cache_root() / "pixels" / pixel_key(samples, index, image_size, margin),
         (len(samples), image_size, image_size, 3),
         np.uint8,
         lambda array: decoder.into(array, samples, poll),
@@ -184,9 +186,10 @@ def open_pixels(
     return DevicePixels(images, device) if cache == "device" else CachedPixels(images, pin)
 
 
-def pixel_key(samples: Sequence[Sample], index: Index, image_size: int) -> str:
+def pixel_key(samples: Sequence[Sample], index: Index, image_size: int, margin: int = 0) -> str:
     """Name of a pixel cache: a hash of all that decides what it holds."""
-    parts = [index.fingerprint, str(image_size), str(FIT_VERSION), *(s.key for s in samples)]
+    size = f"{image_size} of {image_size + margin}" if margin else str(image_size)
+    parts = [index.fingerprint, size, str(FIT_VERSION), *(s.key for s in samples)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 

@@ -24,6 +24,7 @@ from kdad_dist.data.index import INDEX_FILE, Sample, parse_index
 from kdad_dist.data.sample import Member
 from kdad_dist.data.source import fetch, is_remote, join, open_file, open_remote
 from kdad_dist.errors import ConfigError, DataError
+from kdad_dist.tiling import middle
 
 IMAGE_EXTENSIONS = frozenset(EXTENSIONS.values())
 """Members with other extensions are never decoded, whatever the index says."""
@@ -36,39 +37,55 @@ DAMAGED = "copy or pack the shards again; `kdad verify` names every damaged memb
 class Fit:
     """Turns decoded images and masks of any size into the square that the networks see.
 
-    "squash" changes the aspect ratio; "shorter" resizes the shorter side and crops the centre.
+    That is the centre of a square `margin` pixels larger. To make that one, "squash" changes the
+    aspect ratio; "shorter" resizes the shorter side and takes the centre of the longer one.
     """
 
-    def __init__(self, size: int, packed_size: int | None, mode: str) -> None:
+    def __init__(self, size: int, packed_size: int | None, mode: str, margin: int = 0) -> None:
         """Args:
             packed_size: side that the images were packed at; None: each has its original size.
 
         Raises:
-            ConfigError: the images were packed smaller than `size`.
+            ConfigError: the images were packed too small.
         """
-        if packed_size is not None and packed_size < size:
-            raise ConfigError(
-                f"data.image_size is {size}, but the shards hold images of {packed_size} pixels",
-                f"pack the data set again with --size {size}, or set data.image_size={packed_size}",
-            )
+        check_size(packed_size, size, margin, "data.centre_margin")
         self.size = size
+        self.square = size + margin
         self.mode: Resize = "shorter" if mode == "shorter" else "squash"
 
     def image(self, image: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """(size, size, 3)."""
-        return self._crop(resize_image(image, self.size, self.mode))
+        return self._crop(resize_image(image, self.square, self.mode))
 
     def mask(self, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """(size, size)."""
-        height, width = self.size, self.size
-        if self.mode == "shorter":
-            scale = self.size / min(mask.shape)
-            height, width = (round(side * scale) for side in mask.shape)
-        return self._crop(resize_mask(mask, height, width))
+        return self._crop(resize_mask(mask, *self._resized(*mask.shape)))
+
+    def seen(self, height: int, width: int) -> tuple[slice, slice]:
+        """The rows and columns of an image of this size that the networks see any of."""
+        sides = zip((height, width), self._resized(height, width), strict=True)
+        found = [(side, resized, self._window(resized)) for side, resized in sides]
+        rows, columns = (
+            slice(part.start * side // resized, -(-part.stop * side // resized))
+            for side, resized, part in found
+        )
+        return rows, columns
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        """What an image of this size is resized to."""
+        if self.mode == "squash":
+            return self.square, self.square
+        scale = self.square / min(height, width)
+        return round(height * scale), round(width * scale)
+
+    def _window(self, resized: int) -> slice:
+        """Where what the networks see lies along a side that was resized."""
+        square, window = middle(resized, self.square), middle(self.square, self.size)
+        return slice(square.start + window.start, square.start + window.stop)
 
     def _crop(self, array: NDArray) -> NDArray:
-        top, left = ((side - self.size) // 2 for side in array.shape[:2])
-        return array[top : top + self.size, left : left + self.size]
+        rows, columns = (self._window(side) for side in array.shape[:2])
+        return array[rows, columns]
 
 
 class ShardReader:
@@ -77,16 +94,19 @@ class ShardReader:
     May be shared by threads. Every member's hash is checked before its bytes are decoded.
     """
 
-    def __init__(self, root: str, image_size: int) -> None:
-        """Raises:
-        ConfigError: `image_size` exceeds the packed size, or the address is of no known kind.
-        DataError: there is no index at `root`.
+    def __init__(self, root: str, image_size: int, margin: int = 0) -> None:
+        """Args:
+            margin: pixels by which images are read larger before their centre is cut out.
+
+        Raises:
+            ConfigError: the images were packed too small, or the address is of no known kind.
+            DataError: there is no index at `root`.
         """
         check_root(root)
         described = parse_index(fetch(root, INDEX_FILE), root)
         self.root = root
         self.image_size = image_size
-        self._fit = Fit(image_size, described["image_size"], described["resize"])
+        self._fit = Fit(image_size, described["image_size"], described["resize"], margin)
         self._files = OpenFiles()
 
     def image(self, sample: Sample) -> NDArray[np.uint8]:
@@ -138,6 +158,27 @@ class OpenFiles:
             if len(self._open) > OPEN_FILES:
                 self._open.popitem(last=False)
         return os.pread(file.fileno(), size, offset)
+
+
+def check_size(packed_size: int | None, size: int, margin: int, key: str) -> None:
+    """Refuses to enlarge images that were packed at some size.
+
+    Args:
+        margin: pixels beside `size` that are to be read, as the configuration's `key` says.
+    """
+    wanted = size + margin
+    if packed_size is None or packed_size >= wanted:
+        return
+    if not margin:
+        raise ConfigError(
+            f"data.image_size is {size}, but the shards hold images of {packed_size} pixels",
+            f"pack the data set again with --size {size}, or set data.image_size={packed_size}",
+        )
+    raise ConfigError(
+        f"data.image_size={size} and {key}={margin} need images of {wanted} pixels, but the shards "
+        f"hold images of {packed_size}",
+        f"pack the data set again with --size {wanted}, or set one of the two smaller",
+    )
 
 
 def check_root(root: str) -> None:

@@ -48,13 +48,15 @@ class StreamLoader(Loader):
         augment: Augment | None = None,
         poll: Poll = go_on,
         labels: NDArray[np.int64] | None = None,
+        margin: int = 0,
     ) -> None:
         """Args:
             plan: made from `by_shard` of the samples' shards.
             poll: called by a thread between two images of a shard that is read.
+            margin: pixels by which images are read larger before their centre is cut out.
 
         Raises:
-            ConfigError: `image_size` exceeds the packed size, or the address is of no known kind.
+            ConfigError: the images were packed too small, or the address is of no known kind.
         """
         check_root(index.root)
         super().__init__(plan, device, augment, labels)
@@ -64,7 +66,7 @@ class StreamLoader(Loader):
         self._poll = poll
         self._root = index.root
         self._rows = grouped
-        self._fit = Fit(image_size, index.image_size, index.resize)
+        self._fit = Fit(image_size, index.image_size, index.resize, margin)
         self._decoder = Decoder(self._image, image_size)
 
     def steps(self, start: int, stop: int) -> Iterator[list[Micro]]:

@@ -112,6 +112,8 @@ def readout_of(config: RunConfig) -> str:
     parts = {name: score[name] for name in (*names, "standardise", "precision")}
     parts |= {name: method[name] for name in config.method.READING}
     parts["image_size"] = config.data.image_size
+    if config.data.centre_margin:
+        parts["centre_margin"] = config.data.centre_margin
     if config.data.tile:
         parts |= {name: values["data"][name] for name in ("tile", "tile_overlap")}
     if config.method.draws_to_read:

@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdad_dist.config import AugmentConfig, RunConfig
+from kdad_dist.config import AugmentConfig, DataConfig, RunConfig
 from kdad_dist.data.augment import Augment, augment
 from kdad_dist.data.cache import cache_root
 from kdad_dist.data.index import Index, Sample, Split
 from kdad_dist.data.loader import IndexedLoader, Loader, Pixels, open_pixels, pixel_key, to_float
 from kdad_dist.data.plan import Plan, Rows, StreamPlan, by_shard
-from kdad_dist.data.reader import ShardReader
+from kdad_dist.data.reader import ShardReader, check_size
 from kdad_dist.data.stream import StreamLoader
 from kdad_dist.data.targets import TargetCache, fill_targets
 from kdad_dist.errors import ConfigError, DataError
@@ -133,7 +133,7 @@ def stream_plan(config: RunConfig, samples: Sequence[Sample], rank: int, world: 
 
 def check(config: RunConfig, index: Index, method: Method) -> None:
     """Refuses what the keys below `data` do not allow together."""
-    data, margin = config.data, config.data.augment.crop_margin
+    data, crop = config.data, config.data.augment.crop_margin
     if data.access == "stream" and method.caches_targets:
         raise ConfigError(
             "method.cache_teacher needs images at random access, and data.access is stream",
@@ -145,14 +145,17 @@ def check(config: RunConfig, index: Index, method: Method) -> None:
             "data.augment changes the images in every epoch",
             "set method.cache_teacher=false, or leave out data.augment",
         )
-    if margin and index.image_size and index.image_size < data.image_size + margin:
-        raise ConfigError(
-            f"data.image_size={data.image_size} and data.augment.crop_margin={margin} need images "
-            f"of {data.image_size + margin} pixels, but the shards hold images of "
-            f"{index.image_size}",
-            f"pack the data set again with --size {data.image_size + margin}, or set one of the "
-            "two smaller",
-        )
+    if crop:
+        check_size(index.image_size, data.image_size, crop, "data.augment.crop_margin")
+
+
+def read_as(data: DataConfig, changes: AugmentConfig) -> tuple[int, int]:
+    """The side of images as they are read, and the margin that was cut from around them: none where
+    a window of each is chosen at random later.
+    """
+    if changes.crop_margin:
+        return data.image_size + changes.crop_margin, 0
+    return data.image_size, data.centre_margin
 
 
 def augmentation(config: AugmentConfig, size: int) -> Augment | None:
@@ -171,12 +174,11 @@ def open_indexed(
     here: Session,
     poll: Poll,
 ) -> Loader:
-    data = config.data
-    size = data.image_size + changes.crop_margin
-    pixels = open_pixels(samples, index, size, data.cache, here.device, poll, data.tiling)
+    data, (size, margin) = config.data, read_as(config.data, changes)
+    pixels = open_pixels(samples, index, size, data.cache, here.device, poll, data.tiling, margin)
     targets = None
     if method.caches_targets:
-        name = pixel_key(samples, index, size) + (repr(data.tiling) if data.tile else "")
+        name = pixel_key(samples, index, size, margin) + (repr(data.tiling) if data.tile else "")
         targets = cached_targets(config, name, pixels, method, here, poll)
     plan = indexed_plan(config, samples, here.rank, here.world)
     change, labels = augmentation(changes, data.network_size), labels_of(config, samples)
@@ -218,7 +220,7 @@ def first_images(config: RunConfig, index: Index, method: Method, device: torch.
     """
     data, side = config.data, config.data.network_size
     samples, _ = choose(config, index, method)
-    reader = ShardReader(data.shards, data.image_size)
+    reader = ShardReader(data.shards, data.image_size, data.centre_margin)
     corners = itertools.cycle(data.tiling.corners)
     pixels = [
         reader.image(sample)[top : top + side, left : left + side]
@@ -236,9 +238,8 @@ def open_stream(
     here: Session,
     poll: Poll,
 ) -> Loader:
-    data = config.data
     plan = stream_plan(config, samples, here.rank, here.world)
-    size = data.image_size + changes.crop_margin
-    change = augmentation(changes, data.image_size)
+    size, margin = read_as(config.data, changes)
+    change = augmentation(changes, config.data.image_size)
     labels = labels_of(config, samples)
-    return StreamLoader(samples, index, plan, size, here.device, change, poll, labels)
+    return StreamLoader(samples, index, plan, size, here.device, change, poll, labels, margin)

@@ -143,11 +143,12 @@ def test_everything_between_pixels_and_score_is_in_the_graph(run):
     assert_close(anomaly_map, ours.anomaly_map)
 
 
-def test_the_tiles_of_any_number_of_images_are_in_the_graph(runs):
-    config = configuration.load(runs / "stfpm.yaml", ["data.tile=20", "data.tile_overlap=8"])
+def test_the_window_and_the_tiles_of_any_number_of_images_are_in_the_graph(runs):
+    words = ["data.image_size=27", "data.centre_margin=5", "data.tile=20", "data.tile_overlap=8"]
+    config = configuration.load(runs / "stfpm.yaml", words)
     method = build_method(config)
     readout = Readout(method, config.score, config.data.tiling)
-    cpu, fit = torch.device("cpu"), Fit(32, None, "squash")
+    cpu, fit = torch.device("cpu"), Fit(27, None, "squash", 5)
     detector = Detector(config, Trained(method, 0, ""), readout, fit, cpu, Threshold())
     for kind in (export_onnx, export_torch):
         said = kind.runner(kind.encode(traced(detector), {}))(SQUARES)

@@ -222,15 +222,16 @@ def test_a_resumed_training_sees_the_same_pixels(index: Index, access: str):
         assert torch.equal(before[0].batch.seed, after[0].batch.seed)
 
 
+@pytest.mark.parametrize("margin", [0, 4])
 @pytest.mark.parametrize("access", ["indexed", "stream"])
-def test_held_out_images_are_read_as_scoring_reads_them(index: Index, access: str):
+def test_held_out_images_are_read_as_scoring_reads_them(index: Index, access: str, margin: int):
     augmented = {"crop_margin": 4, "brightness": 0.3, "saturation": 0.5, "flip": True}
-    config = run_config(index, augmented, data={"access": access})
+    config = run_config(index, augmented, data={"access": access, "centre_margin": margin})
     with session.start() as here:
         train, held_out = open_loaders(config, index, build_method(config), here, POLL)
     assert held_out
     samples = index.select(Split.VAL, val_fraction=0.3)
-    reader = ShardReader(index.root, SIZE)
+    reader = ShardReader(index.root, SIZE, margin)
     read = 0
     for (micro,) in held_out.steps(0, 2 * held_out.steps_per_epoch):
         for row, image in zip(micro.batch.row, micro.batch.image, strict=True):
@@ -242,12 +243,16 @@ def test_held_out_images_are_read_as_scoring_reads_them(index: Index, access: st
     assert first.image.shape[2:] == (SIZE, SIZE) and not torch.equal(first.image, second.image)
 
 
+@pytest.mark.parametrize("margin", [0, 3])
 @pytest.mark.parametrize("access", ["indexed", "stream"])
-def test_without_options_training_images_are_those_that_were_packed(index: Index, access: str):
-    config = run_config(index, {}, data={"access": access})
+def test_without_options_training_images_are_those_that_are_scored(
+    index: Index, access: str, margin: int
+):
+    config = run_config(index, {}, data={"access": access, "centre_margin": margin})
     with session.start() as here:
         train, _ = open_loaders(config, index, build_method(config), here, POLL)
-    samples, reader = index.select(Split.TRAIN, val_fraction=0.3), ShardReader(index.root, SIZE)
+    samples = index.select(Split.TRAIN, val_fraction=0.3)
+    reader = ShardReader(index.root, SIZE, margin)
     for (micro,) in train.steps(0, train.steps_per_epoch):
         for row, image in zip(micro.batch.row, micro.batch.image, strict=True):
             assert torch.equal(image, as_scored(reader, samples[row]))
@@ -262,6 +267,11 @@ def test_a_margin_beyond_the_packed_size_is_named(index: Index, access: str, mar
     with session.start() as here, wanted as caught:
         open_loaders(config, index, method, here, POLL)
     assert f"--size {SIZE + margin}" in caught.value.remedy
+
+
+def test_training_at_another_scale_than_that_which_is_judged_is_refused(index: Index):
+    with pytest.raises(ValueError, match="crop_margin 3 shows .* centre_margin 4"):
+        run_config(index, {"crop_margin": 3}, data={"centre_margin": 4})
 
 
 @pytest.mark.parametrize(

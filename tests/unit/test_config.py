@@ -126,6 +126,16 @@ def test_changed_keys_names_what_trains_otherwise_and_nothing_else(tmp_path):
     assert digest(config) != digest(load(path, ["seed=1"]))
 
 
+def test_a_run_from_before_there_were_windows_goes_on(tmp_path):
+    config = load(write(tmp_path, GOOD), ["data.augment.crop_margin=8"])
+    path = tmp_path / "config.yaml"
+    path.write_text(dump(config).replace("  centre_margin: 0\n", ""))
+    assert "centre_margin" not in path.read_text()
+    assert load(path) == config and changed_keys(load(path), config) == []
+    [change] = changed_keys(load(path), load(path, ["data.centre_margin=8"]))
+    assert change == "data.centre_margin: 0 in the run, 8 now"
+
+
 def test_a_key_that_allows_several_kinds_is_named_by_its_own_path(tmp_path):
     with pytest.raises(ConfigError, match="data.category: input should be a valid list, found 3"):
         load(write(tmp_path, GOOD), ["data.category=3"])

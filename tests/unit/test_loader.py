@@ -85,9 +85,11 @@ def test_the_cache_is_another_one_for_other_data_samples_or_sizes(index: Index, 
         pixel_key(samples[::-1], index, 16),
         pixel_key(samples[:9], index, 16),
         pixel_key(samples, index, 8),
+        pixel_key(samples, index, 8, 8),
+        pixel_key(samples, index, 12, 4),
         pixel_key(samples, other, 16),
     }
-    assert len(keys) == 5
+    assert len(keys) == 7
     assert pixel_key(list(samples), Index.read(index.root), 16) in keys
 
 

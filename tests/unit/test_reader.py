@@ -16,6 +16,7 @@ from kdad_dist.data import reader as reader_module
 from kdad_dist.data.index import INDEX_FILE, Index, Split, fingerprint
 from kdad_dist.data.reader import Fit, ShardReader
 from kdad_dist.errors import ConfigError, DataError
+from kdad_dist.tiling import middle
 from tests.helpers import square_mask, texture
 from tests.shards import make_shards, serve
 
@@ -100,6 +101,9 @@ def test_a_size_beyond_the_packed_one_is_refused_with_the_remedy(tmp_path: Path)
     make_shards(tmp_path)
     with pytest.raises(ConfigError, match="--size 32"):
         ShardReader(str(tmp_path), 32)
+    with pytest.raises(ConfigError, match=r"centre_margin=5 .*of 17 .*of 16") as caught:
+        ShardReader(str(tmp_path), 12, 5)
+    assert "--size 17" in caught.value.remedy
 
 
 def test_a_smaller_size_than_packed_is_resized(tmp_path: Path):
@@ -125,10 +129,50 @@ def test_the_centre_is_cropped_where_the_shorter_side_was_packed(tmp_path: Path)
     assert np.array_equal(reader.mask(test), square_mask(24, 16, 6)[4:20] > 0)
 
 
+@pytest.mark.parametrize(
+    ("side", "size", "start"), [(8, 8, 0), (8, 4, 2), (9, 4, 2), (8, 5, 1), (9, 8, 0), (2, 1, 0)]
+)
+def test_the_middle_leaves_as_much_before_it_as_behind_or_one_pixel_less(side, size, start):
+    assert middle(side, size) == slice(start, start + size)
+
+
+@pytest.mark.parametrize("shape", [(37, 53), (53, 37), (21, 21), (16, 24)])
+@pytest.mark.parametrize("mode", ["squash", "shorter"])
+@pytest.mark.parametrize(("size", "margin"), [(16, 0), (12, 4), (11, 4), (12, 5), (1, 15)])
+def test_what_is_seen_with_a_margin_is_the_middle_of_what_is_seen_without(
+    shape: tuple[int, int], mode: str, size: int, margin: int
+):
+    fit, whole = Fit(size, None, mode, margin), Fit(size + margin, None, mode)
+    part = middle(size + margin, size)
+    image, mask = texture(0, *shape), texture(1, *shape)[..., 0] > 99
+    assert np.array_equal(fit.image(image), whole.image(image)[part, part])
+    assert np.array_equal(fit.mask(mask), whole.mask(mask)[part, part])
+    square = whole.image(image)
+    assert np.array_equal(fit.image(square), fit.image(image)), "what was packed is not resized"
+
+
+@pytest.mark.parametrize(
+    ("mode", "shape", "seen"),
+    [
+        ("squash", (16, 16), (slice(2, 14), slice(2, 14))),
+        ("squash", (32, 64), (slice(4, 28), slice(8, 56))),
+        ("squash", (15, 3), (slice(1, 14), slice(0, 3))),  # parts of pixels are seen too
+        ("squash", (1, 2), (slice(0, 1), slice(0, 2))),
+        ("shorter", (16, 24), (slice(2, 14), slice(6, 18))),
+        ("shorter", (48, 32), (slice(12, 36), slice(4, 28))),
+    ],
+)
+def test_where_in_an_image_the_window_lies(mode: str, shape: tuple[int, int], seen: object):
+    fit = Fit(12, None, mode, 4)
+    assert fit.seen(*shape) == seen
+    assert Fit(16, None, "squash").seen(*shape) == tuple(slice(0, side) for side in shape)
+
+
+@pytest.mark.parametrize("margin", [0, 5])
 @pytest.mark.parametrize("shape", [(37, 53), (53, 37), (40, 40), (201, 17)])
 @pytest.mark.parametrize("mode", ["squash", "shorter"])
-def test_masks_take_the_same_path_as_images(shape: tuple[int, int], mode: str):
-    fit = Fit(16, None, mode)
+def test_masks_take_the_same_path_as_images(shape: tuple[int, int], mode: str, margin: int):
+    fit = Fit(16, None, mode, margin)
     mask = np.zeros(shape, dtype=bool)
     mask[shape[0] // 2 :] = True
     image = np.repeat(mask[..., None], 3, axis=2).astype(np.uint8) * 255

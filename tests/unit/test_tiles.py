@@ -145,7 +145,7 @@ METHODS = {
         *TEACHER,
         "method.teacher.backbone=test_vit",
         "method.teacher.layers=[1, 2]",
-        "data.augment.crop_margin=0",
+        "data.augment.crop_margin=0",  # tiles are windows already
     ],
 }
 
@@ -176,6 +176,9 @@ def test_every_tile_is_learnt_once_per_epoch_and_which_ones_a_step_holds_is_fixe
     expected = cut(whole, tiling)
     pixels = open_pixels(samples, index, 16, "ram", cpu, tiling=tiling)
     assert len(pixels) == len(expected) == 90
+    window = open_pixels(samples, index, 12, "ram", cpu, tiling=Tiling(12, 7, 2), margin=4)
+    inside = cut(whole[..., 2:14, 2:14], Tiling(12, 7, 2))
+    assert torch.equal(window.floats(np.arange(len(window)), cpu), inside)
 
     def steps(world: int) -> list[list[int]]:
         """The rows of each step of two epochs, all processes together."""
@@ -246,3 +249,5 @@ def test_a_threshold_belongs_to_a_way_of_cutting():
     assert readout_of(tiled()) != readout_of(tiled("data.tile_overlap=32"))
     assert readout_of(tiled()) != readout_of(tiled("data.tile=null"))
     assert "tile" not in readout_of(tiled("data.tile=null")).replace("quantile", "")
+    assert "centre_margin 8" in readout_of(tiled("data.centre_margin=8"))
+    assert "margin" not in readout_of(tiled()), "thresholds from before there were windows hold"
