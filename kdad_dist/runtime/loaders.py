@@ -51,6 +51,13 @@ def open_loaders(
     log.info("%d training images, %d held out for validation", len(train), len(held_out))
     if (tiles := config.data.tiling.count) > 1:
         log.info("each is cut into %d tiles of %d pixels", tiles, config.data.network_size)
+    if (crop := config.data.augment.crop_margin) and not config.data.centre_margin:
+        log.info(
+            "training images are seen %.3g times as large as held-out, test and new ones; "
+            "data.centre_margin=%d would show them alike",
+            1 + crop / config.data.image_size,
+            crop,
+        )
     opener = open_stream if config.data.access == "stream" else open_indexed
     return (
         opener(config, index, train, config.data.augment, method, here, poll),

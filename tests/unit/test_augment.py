@@ -1,5 +1,6 @@
 """Augmentation: drawn from (seed, epoch, image), inside its limits, of training images only."""
 
+import logging
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -224,12 +225,16 @@ def test_a_resumed_training_sees_the_same_pixels(index: Index, access: str):
 
 @pytest.mark.parametrize("margin", [0, 4])
 @pytest.mark.parametrize("access", ["indexed", "stream"])
-def test_held_out_images_are_read_as_scoring_reads_them(index: Index, access: str, margin: int):
+def test_held_out_images_are_read_as_scoring_reads_them(
+    index: Index, access: str, margin: int, caplog: pytest.LogCaptureFixture
+):
+    caplog.set_level(logging.INFO)
     augmented = {"crop_margin": 4, "brightness": 0.3, "saturation": 0.5, "flip": True}
     config = run_config(index, augmented, data={"access": access, "centre_margin": margin})
     with session.start() as here:
         train, held_out = open_loaders(config, index, build_method(config), here, POLL)
     assert held_out
+    assert ("1.33 times as large" in caplog.text) == (margin == 0)
     samples = index.select(Split.VAL, val_fraction=0.3)
     reader = ShardReader(index.root, SIZE, margin)
     read = 0
