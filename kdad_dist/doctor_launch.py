@@ -1,6 +1,7 @@
 """Whether the launcher of a training really connects processes, and how fast they talk."""
 
 import json
+import logging
 import os
 import re
 import subprocess
@@ -11,6 +12,7 @@ from typing import Any
 from kdad_dist import files
 from kdad_dist.doctor import OK, PROBLEM, Finding, Request
 
+log = logging.getLogger(__name__)
 PATIENCE = 180
 """Seconds for all processes to start, meet and leave."""
 FAREWELL = 10
@@ -21,6 +23,8 @@ def launched(request: Request) -> Iterator[Finding]:
     """Starts the processes as `launch/train.sh` does."""
     if request.processes is None:
         return
+    number = "one process" if request.processes == 1 else f"{request.processes} processes"
+    log.info("starting %s, for at most %d s", number, PATIENCE)
     code, output, messages = start(request.processes)
     documents = re.findall(r"^\{\n.*?^\}$", output, re.MULTILINE | re.DOTALL)
     if code or not documents:

@@ -7,6 +7,7 @@ smoothing, standardisation and the reduction to a score.
 
 import copy
 import importlib.util
+import logging
 from typing import Literal
 
 import torch
@@ -25,6 +26,7 @@ from kdad_dist.methods.readout import Readout, readout_of
 from kdad_dist.models.lora import merge
 from kdad_dist.tiling import middle
 
+log = logging.getLogger(__name__)
 ONNX = ("onnx", "onnxscript", "onnxruntime")
 SOURCE = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")
 """What torch.export notes of the code behind each operation: paths of this machine among it."""
@@ -68,6 +70,7 @@ def detector_file(config: RunConfig, kind: Literal["onnx", "torch"], compared: i
     else:
         from kdad_dist.export_torch import encode, runner
     detector = of_run(config, torch.device("cpu"))
+    log.info("writing down what the network computes, which may take a minute")
     said = facts(detector)
     content = encode(traced(detector), said)
     parity = compare(detector, runner(content), compared)

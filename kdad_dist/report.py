@@ -35,6 +35,7 @@ from kdad_dist.report_tables import (
     training_facts,
 )
 from kdad_dist.report_text import latency
+from kdad_dist.runtime.progress import progress
 
 GROUPS = {
     "miss": (
@@ -185,7 +186,12 @@ def categories(files: RunFiles) -> list[Category]:
         *files.curves,
         *(example.category for example in files.examples),
     ]
-    return [category(files, name, figures.get(name, Figures())) for name in dict.fromkeys(named)]
+    names, found = list(dict.fromkeys(named)), []
+    with progress("drawing", len(names), "categories", brief=True) as bar:
+        for name in names:
+            found.append(category(files, name, figures.get(name, Figures())))
+            bar.advance()
+    return found
 
 
 def category(files: RunFiles, name: str, figures: Figures) -> Category:

@@ -29,7 +29,7 @@ from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import gathered, shared
 from kdad_dist.runtime.tracker import send_scores
-from kdad_dist.score_examples import write_examples, write_map
+from kdad_dist.score_examples import choose, write_examples, write_map
 from kdad_dist.score_explain import build_explainer
 from kdad_dist.score_parts import (
     KEPT,
@@ -181,7 +181,11 @@ def standards_of(
 
     def moments() -> list[tuple[int, Moments]]:
         found = []
-        with closing(work(held_out, scorer, here)) as done:
+        mine = sum(len(unit.samples) for unit in held_out[here.rank :: here.world])
+        with (
+            progress("held-out images", mine, "images", visible=here.is_main, brief=True) as bar,
+            closing(work(held_out, scorer, here)) as done,
+        ):
             stop.check()
             for number, unit in done:
                 maps = [image.anomaly_map for image in unit.images if image.anomaly_map is not None]
@@ -189,6 +193,7 @@ def standards_of(
                     raise DataError("the method gives no maps", "set score.standardise=false")
                 here.at(0, f"held-out unit {number}")
                 found.append((number, Moments.of(torch.from_numpy(np.stack(maps)))))
+                bar.advance(len(maps))
                 stop.check()
         return found
 
@@ -277,12 +282,14 @@ def examples(
 ) -> None:
     """Scores again what is worth looking at, and keeps its pictures."""
     samples = {s.key: s for unit in units if unit.kind == TEST for s in unit.samples}
+    with progress("examples", len(list(choose(tested))), "images", brief=True) as bar:
 
-    def outcome(key: str) -> Scored:
-        here.at(1, "the examples")
-        stop.check()
-        return scorer(Unit(TEST, [samples[key]])).images[0]
+        def outcome(key: str) -> Scored:
+            here.at(1, "the examples")
+            stop.check()
+            bar.advance()
+            return scorer(Unit(TEST, [samples[key]])).images[0]
 
-    write_examples(
-        partial / "examples", tested, outcome, lambda key: scorer.load(TEST, samples[key])[0]
-    )
+        write_examples(
+            partial / "examples", tested, outcome, lambda key: scorer.load(TEST, samples[key])[0]
+        )

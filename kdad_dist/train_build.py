@@ -69,7 +69,7 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
     """
     starting = Stop(stop, config.directory, "the start", "begins where this one did")
 
-    def poll() -> None:
+    def poll(done: int = 0) -> None:
         here.at(-1, "its start")
         starting.check()
 

@@ -1,7 +1,7 @@
 """The tensors that travel between data, methods, training and scoring."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -17,11 +17,19 @@ accumulation are then all weighted exactly, on any number of processes.
 Features = tuple[Float[Tensor, "b _c _h _w"], ...]
 """Feature maps of the chosen layers, shallow to deep."""
 
-Poll = Callable[[], None]
-"""Called between two pieces of long work; raises if the work is to be left."""
+
+class Poll(Protocol):
+    """Called between two pieces of long work, and while others do it."""
+
+    def __call__(self, done: int = 0) -> None:
+        """Raises if the work is to be left.
+
+        Args:
+            done: pieces since the last call.
+        """
 
 
-def go_on() -> None:
+def go_on(done: int = 0) -> None:
     """The `Poll` of work that is never left."""
 
 

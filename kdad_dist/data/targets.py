@@ -69,7 +69,7 @@ def fill_targets(
             for layer, maps in zip(layers, compute(rows), strict=True):
                 maps = maps.detach().permute(0, 2, 3, 1).contiguous().view(stored)
                 layer[rows[0] : rows[-1] + 1] = maps.cpu().numpy()
-            poll()
+            poll(done=len(rows))
 
     numpy_dtype = torch.empty(0, dtype=stored).numpy().dtype
     size = sum(math.prod(shape) for shape in shapes)

@@ -48,7 +48,7 @@ class Decoder(Generic[T]):
         try:
             for done in work:
                 done.result()
-                poll()
+                poll(done=1)
         finally:  # after an error nobody may write into `images` any more
             for left in work:
                 left.cancel()

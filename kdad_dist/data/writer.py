@@ -113,7 +113,7 @@ def pack(
                 if not (out / INDEX_FILE).exists():
                     options = Options(found.root, size, mode, skip_bad)
                     return _pack(found, out, plans, parameters, options, workers, progress)
-        return _unchanged(found, out, plans, parameters, skip_bad)
+        return _unchanged(found, out, plans, parameters, skip_bad, progress)
     except OSError as error:
         raise DataError(
             f"{error.filename or out} cannot be read or written: {error.strerror}",
@@ -156,7 +156,12 @@ def _pack(
 
 
 def _unchanged(
-    found: Scan, out: Path, plans: Sequence[ShardPlan], parameters: dict[str, Any], skip_bad: bool
+    found: Scan,
+    out: Path,
+    plans: Sequence[ShardPlan],
+    parameters: dict[str, Any],
+    skip_bad: bool,
+    progress: Progress | None,
 ) -> PackResult:
     """Says that `out` holds the very data already.
 
@@ -179,9 +184,7 @@ def _unchanged(
     for keys, what in ((now - before, "new"), (before - now, "gone")):
         if keys and not differences:
             differences.append(f"{len(keys)} images are {what}, such as {min(keys)}")
-    if not differences and described.get("source_sha256") != _source(
-        found, [source_of(plan.records) for plan in plans]
-    ):
+    if not differences and described.get("source_sha256") != _source_now(found, plans, progress):
         differences.append("the content or the label of an image or mask has changed")
     if differences:
         raise DataError(
@@ -242,6 +245,17 @@ def _faults(found: Scan) -> list[tuple[str, str]]:
 def _source(found: Scan, shards: Sequence[str]) -> str:
     """Hash of everything that the shards were made from, and of what could not be used."""
     return hashlib.sha256(json.dumps([_faults(found), list(shards)]).encode()).hexdigest()
+
+
+def _source_now(found: Scan, plans: Sequence[ShardPlan], progress: Progress | None) -> str:
+    """The same of the files as they are, which are read again."""
+    sources, done = [], 0
+    for plan in plans:
+        sources.append(source_of(plan.records))
+        done += len(plan.records)
+        if progress:
+            progress(done, len(found.records))
+    return _source(found, sources)
 
 
 def _result(found: Scan, out: Path, unchanged: bool = False, resumed: int = 0) -> PackResult:

@@ -206,7 +206,9 @@ class CheckpointManager:
         Raises:
             CheckpointError: it is damaged, of another run, or does not fit.
         """
-        together("read", path, lambda: verify(path, rank_here(), processes()))
+        together(
+            "read", path, lambda: verify(path, rank_here(), processes(), shown=rank_here() == 0)
+        )
         body = together("read", path, lambda: self.check(path, contents))[0]
         contents.read(path, body["files"])
         return TrainState(step=body["step"], samples_seen=body["samples_seen"])

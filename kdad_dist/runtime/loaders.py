@@ -3,7 +3,8 @@
 import hashlib
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import numpy as np
@@ -23,6 +24,7 @@ from kdad_dist.data.targets import TargetCache, fill_targets
 from kdad_dist.errors import ConfigError, DataError
 from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import weights_hash
+from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.session import Session
 from kdad_dist.types import Features, Poll
 
@@ -182,7 +184,10 @@ def open_indexed(
     poll: Poll,
 ) -> Loader:
     data, (size, margin) = config.data, read_as(config.data, changes)
-    pixels = open_pixels(samples, index, size, data.cache, here.device, poll, data.tiling, margin)
+    with counting("decoding", len(samples), poll) as count:
+        pixels = open_pixels(
+            samples, index, size, data.cache, here.device, count, data.tiling, margin
+        )
     targets = None
     if method.caches_targets:
         name = pixel_key(samples, index, size, margin) + (repr(data.tiling) if data.tile else "")
@@ -210,15 +215,29 @@ def cached_targets(
 
     parts = [pixels_name, weights_hash(method.teacher), repr(config.method), config.train.precision]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
-    return fill_targets(
-        cache_root() / "targets" / name,
-        compute,
-        len(pixels),
-        UNIT,
-        f"the teacher's features of {len(pixels)} images",
-        pin=here.device.type == "cuda",
-        poll=poll,
-    )
+    with counting("teacher's features", len(pixels), poll) as count:
+        return fill_targets(
+            cache_root() / "targets" / name,
+            compute,
+            len(pixels),
+            UNIT,
+            f"the teacher's features of {len(pixels)} images",
+            pin=here.device.type == "cuda",
+            poll=count,
+        )
+
+
+@contextmanager
+def counting(title: str, images: int, poll: Poll) -> Iterator[Poll]:
+    """The same `poll`, which shows how far a cache is filled, on whichever process fills it."""
+    with progress(title, images, "images", brief=True) as bar:
+
+        def count(done: int = 0) -> None:
+            poll(done)
+            if done:
+                bar.advance(done)
+
+        yield count
 
 
 def first_images(config: RunConfig, index: Index, method: Method, device: torch.device) -> Tensor:

@@ -16,11 +16,14 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.files import sync_directory, write_text
+from kdad_dist.runtime.progress import Progress, progress
 
 log = logging.getLogger(__name__)
 VERSION = 1
 MANIFEST = "manifest.json"
 LAST_STEP = 10**8 - 1
+PIECE = 2**20
+"""Bytes that are read at once."""
 Count = Annotated[int, Field(ge=0)]
 
 
@@ -104,33 +107,47 @@ def render(body: dict[str, Any]) -> str:
     return json.dumps({**content, "sha256": digest}, indent=1, sort_keys=True)
 
 
-def file_entry(file: Path) -> dict[str, Any]:
-    """Size and hash of a file, as they stand in a manifest."""
+def file_entry(file: Path, bar: Progress | None = None) -> dict[str, Any]:
+    """Size and hash of a file, as they stand in a manifest.
+
+    Args:
+        bar: counts pieces of `PIECE` bytes.
+    """
+    digest = hashlib.sha256()
     with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-        return {"bytes": stream.tell(), "sha256": digest}
+        while piece := stream.read(PIECE):
+            digest.update(piece)
+            if bar is not None:
+                bar.advance()
+        return {"bytes": stream.tell(), "sha256": digest.hexdigest()}
 
 
-def verify(path: Path, share: int = 0, shares: int = 1, content: bool = True) -> None:
+def verify(
+    path: Path, share: int = 0, shares: int = 1, content: bool = True, shown: bool = False
+) -> None:
     """Reads the manifest and every `shares`-th of its files, beginning with number `share`.
 
     Args:
         content: whether files are read; otherwise only their sizes are compared.
+        shown: whether it is shown how far that is, where it takes long.
 
     Raises:
         CheckpointError: a file is missing or differs from the manifest by as much as a bit.
     """
     files = read_manifest(path)["files"]
-    for name in sorted(files)[share::shares]:
-        file, expected = own_file(path, name), files[name]
-        try:
-            size = file.stat().st_size
-            if size != expected["bytes"]:
-                raise damaged(file, f"it holds {size} bytes instead of {expected['bytes']}")
-            if content and file_entry(file) != expected:
-                raise damaged(file, "its content does not match its sha256")
-        except FileNotFoundError as error:
-            raise damaged(file, "it is missing") from error
+    names = sorted(files)[share::shares]
+    pieces = sum(-(-files[name]["bytes"] // PIECE) for name in names)
+    with progress(f"reading {path.name}", pieces, "MiB", visible=shown, brief=True) as bar:
+        for name in names:
+            file, expected = own_file(path, name), files[name]
+            try:
+                size = file.stat().st_size
+                if size != expected["bytes"]:
+                    raise damaged(file, f"it holds {size} bytes instead of {expected['bytes']}")
+                if content and file_entry(file, bar) != expected:
+                    raise damaged(file, "its content does not match its sha256")
+            except FileNotFoundError as error:
+                raise damaged(file, "it is missing") from error
 
 
 def own_file(path: Path, name: str) -> Path:
@@ -179,7 +196,7 @@ def first_sound(paths: Iterable[Path]) -> Path | None:
 
 def is_sound(path: Path) -> bool:
     try:
-        verify(path)
+        verify(path, shown=True)
     except CheckpointError as error:
         log.warning("passing over a checkpoint: %s", error)
         return False

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from threading import Lock
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -16,6 +17,10 @@ from kdad_dist.wording import on_one_line, printable
 log = logging.getLogger(__name__)
 CONSOLE = Console(stderr=True)
 SECONDS_BETWEEN_LINES = 15
+PATIENCE = 2.0
+"""Seconds for which a person waits without being told for what."""
+ONE = Lock()
+"""Held by the bar that is shown: what goes on within its work counts in lines, as in a log."""
 WIDE = 100
 """Columns of a terminal that holds a whole bar with everything that is said beside it."""
 
@@ -27,10 +32,17 @@ class Line(logging.Formatter):
         return printable(super().format(record))
 
 
+def draws() -> bool:
+    """Whether lines can be drawn over: not in a file whose colours are forced (FORCE_COLOR), nor on
+    a terminal that knows no more than text.
+    """
+    return CONSOLE.is_terminal and not CONSOLE.is_dumb_terminal and CONSOLE.file.isatty()
+
+
 def log_to_stderr() -> None:
     """Sends the package's messages to stderr, in colour on a terminal."""
     handler: logging.Handler
-    if CONSOLE.is_terminal:
+    if draws():
         handler = RichHandler(console=CONSOLE, show_path=False, show_time=False, show_level=False)
         handler.setFormatter(Line("%(message)s"))
     else:
@@ -69,6 +81,8 @@ class Progress:
         text = "  ".join(part for part in (eta, note) if part)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=self.done, total=self.total, note=text)
+            if time.monotonic() - self._started > PATIENCE:
+                self._bar.start()  # does nothing where it was
         elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
             self._said = time.monotonic()
             log.info("%s: %d/%d %s  %s", self.title, self.done, self.total, self.unit, text)
@@ -76,17 +90,32 @@ class Progress:
 
 @contextmanager
 def progress(
-    title: str, total: int, unit: str = "", done: int = 0, visible: bool = True
+    title: str,
+    total: int,
+    unit: str = "",
+    done: int = 0,
+    visible: bool = True,
+    brief: bool = False,
 ) -> Iterator[Progress]:
-    """A progress display for the main process of a launch; others count in silence."""
-    if not (visible and CONSOLE.is_terminal):
+    """A progress display for the main process of a launch; others count in silence.
+
+    Args:
+        brief: it comes into sight once the work takes long, and goes when that is done.
+    """
+    if not (visible and draws() and ONE.acquire(blocking=False)):
         shown = Progress(None, title, total, unit, done)
         if not visible:
             shown._said = float("inf")
         yield shown
         return
-    with Bar(*columns(CONSOLE.width, unit), console=CONSOLE) as bar:
+    bar = Bar(*columns(CONSOLE.width, unit), console=CONSOLE, transient=brief)
+    if not brief:
+        bar.start()
+    try:
         yield Progress(bar, title, total, unit, done)
+    finally:
+        bar.stop()
+        ONE.release()
 
 
 def columns(width: int, unit: str) -> list[ProgressColumn]:

@@ -18,7 +18,7 @@ from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.manifest import read_manifest, verify
 from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
 from kdad_dist.runtime.tensors import Tensors
-from kdad_dist.runtime.together import shared
+from kdad_dist.runtime.together import rank_here, shared
 
 log = logging.getLogger(__name__)
 STANDARD = "standard.safetensors"
@@ -65,7 +65,7 @@ def start_from(path: Path, method: Method) -> None:
     Raises:
         CheckpointError: it is damaged, of another student, or of another teacher or base.
     """
-    verify(path)
+    verify(path, shown=rank_here() == 0)
     identity = {"data": read_manifest(path)["identity"]["data"], **frozen_weights(method)}
     student = Tensors(method.student)
     body = CheckpointManager(path.parent, Rotation(1), identity).check(path, student)

@@ -14,7 +14,7 @@ import pytest
 from kdad_dist.data.cache import cache_root, filled_array
 from kdad_dist.data.threads import Decoder
 from kdad_dist.errors import DataError, Preempted
-from kdad_dist.types import Poll, go_on
+from kdad_dist.types import Poll
 from tests.needs import REPOSITORY
 
 SHAPE = (64, 1024)
@@ -194,7 +194,7 @@ def test_the_place_is_chosen_by_the_environment(monkeypatch):
     assert cache_root().parts[-2:] == (".cache", "kdad_dist")
 
 
-def leave() -> None:
+def leave(done: int = 0) -> None:
     raise Preempted("asked to stop", "start again")
 
 
@@ -219,4 +219,6 @@ def test_a_fill_that_is_left_leaves_nothing(tmp_path: Path):
     with pytest.raises(Preempted):
         images(leave)
     assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
-    assert images(go_on)[8, 0, 0, 0] == 8
+    decoded = []
+    assert images(lambda done=0: decoded.append(done))[8, 0, 0, 0] == 8
+    assert sum(decoded) == 9

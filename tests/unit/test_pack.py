@@ -333,7 +333,9 @@ def test_what_a_kill_right_after_the_index_leaves_is_cleared_away(tmp_path):
     whole = content(tmp_path / "out")
     (tmp_path / "out" / PARTIAL).mkdir()
     (tmp_path / "out" / PARTIAL / "lock").touch()
-    assert pack(root, tmp_path / "out", size=32).unchanged
+    seen = []
+    again = pack(root, tmp_path / "out", size=32, progress=lambda *done: seen.append(done))
+    assert again.unchanged and seen[-1] == (again.images, again.images)
     assert content(tmp_path / "out") == whole
 
 

@@ -51,10 +51,57 @@ def test_a_name_is_no_markup_and_steers_nothing(width):
     assert line.startswith(r"[/b]a[red]\x1b[")
 
 
-@pytest.mark.parametrize("terminal", [True, False])
-def test_what_is_logged_of_a_file_steers_no_terminal(monkeypatch, terminal):
-    screen = io.StringIO()
-    monkeypatch.setattr(progress, "CONSOLE", Console(file=screen, force_terminal=terminal))
+class Terminal(io.StringIO):
+    """A file that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch) -> Terminal:
+    screen = Terminal()
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr(progress, "CONSOLE", Console(file=screen, width=80))
+    return screen
+
+
+def test_what_is_brief_comes_into_sight_when_it_takes_long_and_goes_when_it_is_done(terminal):
+    with progress.progress("hashing", 3, "files", brief=True) as bar:
+        bar.advance()
+        assert terminal.getvalue() == ""
+        bar._started -= progress.PATIENCE
+        bar.advance()
+        assert "hashing" in terminal.getvalue() and "2/3 files" in terminal.getvalue()
+        with progress.progress("reading", 9, "files") as inner:  # a terminal has room for one
+            inner.advance()
+        assert "reading" not in terminal.getvalue()
+    erased = "\x1b[2K"
+    assert terminal.getvalue().rstrip("\n").endswith(erased)
+    with progress.progress("reading", 9, "files") as bar:
+        bar.advance()
+    assert "1/9 files" in terminal.getvalue().rpartition(erased)[2]
+
+
+@pytest.mark.parametrize(
+    ("isatty", "variables"), [(False, {"FORCE_COLOR": "1"}), (True, {"TERM": "dumb"})]
+)
+def test_where_nothing_can_be_drawn_over_there_are_lines(monkeypatch, terminal, isatty, variables):
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    screen = Terminal() if isatty else io.StringIO()
+    monkeypatch.setattr(progress, "CONSOLE", Console(file=screen, width=80))
+    with progress.progress("hashing", 3, "files") as bar:
+        bar.advance()
+    assert screen.getvalue() == ""
+
+
+@pytest.mark.parametrize("draws", [True, False])
+def test_what_is_logged_of_a_file_steers_no_terminal(monkeypatch, draws):
+    screen = Terminal() if draws else io.StringIO()
+    monkeypatch.setattr(progress, "CONSOLE", Console(file=screen))
     monkeypatch.setattr(sys, "stderr", screen)
     package = logging.getLogger("kdad_dist")
     monkeypatch.setattr(package, "handlers", [])
