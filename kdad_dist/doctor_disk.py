@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -26,12 +27,47 @@ LEAST, LITTLE = 2**30, 10 * 2**30
 """Bytes that are free: below the first a run can hardly start, below the second it may not end."""
 SLOW_FLUSH = 0.5
 """Seconds."""
+OWN_LOCKS = {"nolock", "local_lock=all", "local_lock=flock", "localflock"}
+"""Options of mounts, of NFS and Lustre, with which locks stay on this machine."""
 ELSEWHERE = "choose another place: `output` for runs, KDAD_CACHE for the cache"
+TO_STAY = f"for what is to stay, {ELSEWHERE}; for a container, mount a folder of its host"
+ONE_MACHINE = "start a run on one machine at a time, or mount it with locks that are passed on"
 TRY_LOCK = """
 import fcntl, sys
 with open(sys.argv[1]) as file:
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 """
+
+
+@dataclass(frozen=True)
+class Mount:
+    """The file system that a place lies on."""
+
+    kind: str
+    """As the system names it, such as ext4."""
+    options: str = ""
+
+    def means(self) -> tuple[str, str | None]:
+        """What follows for runs ("" of a common disk), and what to do about it, where something is.
+
+        Whether two machines keep out of each other's way cannot be tried from one of them.
+        """
+        kind, options = self.kind, set(self.options.split(","))
+        if kind in {"tmpfs", "ramfs"}:
+            return "memory, which training needs too, and which a restart empties", TO_STAY
+        if kind == "overlay":
+            return "goes with the container it belongs to", TO_STAY
+        if own := options & OWN_LOCKS:
+            return f"another machine does not see our locks ({', '.join(own)})", ONE_MACHINE
+        if kind in {"beegfs", "cifs", "smb3"}:
+            return "whether another machine sees our locks, its settings decide", ONE_MACHINE
+        if kind.startswith("fuse") or kind in {"9p", "vboxsf"}:
+            return "whether a rename is one step, the program behind it decides", TO_STAY
+        if kind.startswith("nfs"):
+            return "other machines see our locks, and new files some seconds later", None
+        if kind in {"lustre", "gpfs", "ceph", "glusterfs"}:
+            return "other machines see our renames and locks", None
+        return "", None
 
 
 def disks(request: Request) -> Iterator[Finding]:
@@ -49,8 +85,8 @@ def shards(request: Request) -> Iterator[Finding]:
         return
     place = request.config.data.shards
     index = Index.read(place)
-    kind = "" if is_remote(place) else f", {file_system(Path(place))}"
-    found = f"{place}: {len(index.samples)} images in {len(index.shards)} shards{kind}"
+    kind = "" if is_remote(place) else f" ({mount(Path(place)).kind})"
+    found = f"{place}{kind}: {len(index.samples)} images in {len(index.shards)} shards"
     yield Finding("shards", OK, found)
 
 
@@ -59,7 +95,8 @@ def disk(directory: Path) -> Finding:
     place = directory.absolute()
     while not place.is_dir():
         place = place.parent
-    where = f"{directory} ({file_system(place)})"
+    below = mount(place)
+    where = f"{directory} ({below.kind})"
     try:
         with tempfile.TemporaryDirectory(prefix=".kdad-doctor-", dir=place) as folder:
             seconds = try_flush(Path(folder))
@@ -70,7 +107,9 @@ def disk(directory: Path) -> Finding:
     if fault:
         return Finding("disk", PROBLEM, f"{where}: {fault[0]}", fault[1])
     free = shutil.disk_usage(place).free
+    means, remedy = below.means()
     found = f"{where}: {free / 2**30:.1f} GiB free; rename, flush, lock and map work"
+    found += f"; {means}" if means else ""
     if free < LITTLE:
         return Finding(
             "disk", PROBLEM if free < LEAST else NOTE, found, f"make room, or {ELSEWHERE}"
@@ -78,14 +117,17 @@ def disk(directory: Path) -> Finding:
     if seconds > SLOW_FLUSH:
         found += f"; a flush takes {seconds:.1f} s"
         return Finding("disk", NOTE, found, "each checkpoint waits for flushes: save less often")
-    return Finding("disk", OK, found)
+    return Finding("disk", NOTE if remedy else OK, found, remedy)
 
 
-def file_system(place: Path) -> str:
-    """The type of the file system: that of the longest mount point above a place."""
+def mount(place: Path) -> Mount:
+    """That of the longest mount point above a place."""
     above = {str(path) for path in (place.resolve(), *place.resolve().parents)}
     found = [part for part in psutil.disk_partitions(all=True) if part.mountpoint in above]
-    return max(found, key=lambda part: len(part.mountpoint)).fstype if found else "unknown"
+    if not found:
+        return Mount("unknown")
+    part = max(found, key=lambda part: len(part.mountpoint))
+    return Mount(part.fstype, part.opts)
 
 
 def try_flush(folder: Path) -> float:

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 
 from kdad_dist import doctor, doctor_disk, doctor_launch
 from kdad_dist.doctor import NOTE, OK, PROBLEM, Check, Finding, Request, examine
+from kdad_dist.doctor_disk import Mount
 from kdad_dist.doctor_text import line, refuse_problems
 from kdad_dist.errors import DataError, KdadError
 from kdad_dist.runtime import libraries
@@ -92,7 +93,37 @@ def test_locks_that_keep_nobody_out_or_do_not_exist_are_problems(tmp_path, monke
 def test_room_that_runs_out_is_said_before_it_does(tmp_path, monkeypatch, free, state):
     usage = SimpleNamespace(free=free)
     monkeypatch.setattr(doctor_disk.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(doctor_disk, "mount", lambda _: Mount("ext4"))
     assert doctor_disk.disk(tmp_path).state == state
+
+
+@pytest.mark.parametrize(
+    ("mount", "said", "state"),
+    [
+        (Mount("ext4", "rw,relatime"), "lock and map work", OK),
+        (Mount("nfs4", "rw,vers=4.2,local_lock=none"), "other machines see our locks", OK),
+        (Mount("nfs", "rw,vers=3,nolock"), "does not see our locks (nolock)", NOTE),
+        (Mount("nfs", "vers=3,local_lock=flock"), "see our locks (local_lock=flock)", NOTE),
+        (Mount("lustre", "rw,flock"), "other machines see our renames and locks", OK),
+        (Mount("lustre", "rw,localflock"), "does not see our locks (localflock)", NOTE),
+        (Mount("fuse.sshfs"), "whether a rename is one step", NOTE),
+        (Mount("tmpfs"), "a restart empties", NOTE),
+        (Mount("overlay"), "goes with the container", NOTE),
+    ],
+)
+def test_what_follows_from_the_kind_of_file_system_is_said(
+    tmp_path, monkeypatch, mount, said, state
+):
+    monkeypatch.setattr(doctor_disk, "mount", lambda _: mount)
+    monkeypatch.setattr(doctor_disk.shutil, "disk_usage", lambda _: SimpleNamespace(free=10**12))
+    monkeypatch.setattr(doctor_disk, "SLOW_FLUSH", 1e9)
+    found = doctor_disk.disk(tmp_path)
+    assert (found.state, bool(found.remedy)) == (state, state == NOTE)
+    assert f"{tmp_path} ({mount.kind}): " in found.found and said in found.found
+
+
+def test_the_file_system_of_a_place_is_that_of_the_mount_above_it():
+    assert doctor_disk.mount(Path("/proc/self")).kind == "proc"
 
 
 @pytest.fixture
