@@ -1,11 +1,17 @@
 """`kdad` in a shell: completion, slips of the finger, colours, Ctrl-C, and how soon it answers."""
 
+import json
 import os
+import pty
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import psutil
 import pytest
 
 from tests.helpers import make_mvtec
@@ -82,6 +88,85 @@ def test_a_verification_is_left_by_ctrl_c(tmp_path):
     launched = Launched(["verify", tmp_path / "shards"], 1, read_forever)
     until(launched, (tmp_path / "shards/begun").exists)
     launched.kill(signal.SIGINT)
+    left_by_ctrl_c(launched)
+
+
+def left_by_ctrl_c(launched: Launched) -> None:
     outcome = launched.wait(60)
     assert outcome.codes == [130], outcome.text
-    assert "kdad: interrupted" in outcome.text and "Traceback" not in outcome.text
+    assert "kdad: interrupted" in outcome.text and "Traceback" not in outcome.text, outcome.text
+
+
+def write_forever() -> None:
+    """Has an export take a while between its file and the manifest beside it."""
+    import time
+
+    from kdad_dist import files
+
+    write = files.write_bytes
+
+    def slow(path: Path, *arguments: Any) -> None:
+        path.with_name("begun").touch()
+        time.sleep(2)
+        write(path, *arguments)
+
+    files.write_bytes = slow
+
+
+@pytest.mark.launch
+def test_an_export_that_is_left_by_ctrl_c_leaves_no_half_of_a_file(runs, tmp_path):
+    run = shutil.copytree(runs / "stfpm", tmp_path / "run")
+    launched = Launched(["export", run], 1, write_forever)
+    until(launched, (run / "export/begun").exists)
+    launched.kill(signal.SIGINT)
+    left_by_ctrl_c(launched)
+    assert [path.name for path in (run / "export").iterdir()] == ["begun"]
+    succeeds("export", run)
+
+
+def connect_only() -> None:
+    """In a group of processes of its own, as a shell starts it; other checks take a while."""
+    from kdad_dist import doctor_text
+
+    os.setsid()
+    doctor_text.CHECKS = doctor_text.CHECKS[-1:]
+
+
+@pytest.mark.launch
+def test_a_doctor_that_is_left_by_ctrl_c_leaves_no_process_behind(monkeypatch):
+    monkeypatch.setenv("KDAD_MODE", "cpu")
+    launched = Launched(["doctor", "--launch", 2], 1, connect_only)
+    doctor = psutil.Process(launched.ranks[0].pid)
+
+    def ranks() -> int:
+        lines = []
+        for process in doctor.children(recursive=True):
+            with suppress(psutil.Error):  # it has just ended
+                lines.append(process.cmdline())
+        return sum("kdad_dist" in x and "kdad_dist.runtime.launcher" not in x for x in lines)
+
+    until(launched, lambda: ranks() == 2)
+    below = doctor.children(recursive=True)
+    os.killpg(doctor.pid, signal.SIGINT)
+    left_by_ctrl_c(launched)
+    assert not any(process.is_running() for process in below)
+
+
+def test_on_a_terminal_a_bar_is_drawn_and_the_document_alone_stands_on_stdout(tmp_path):
+    root = make_mvtec(tmp_path / "images", train=6)
+    ours, theirs = pty.openpty()
+    words = ["pack", str(root), str(tmp_path / "shards"), "--size", "32", "--json"]
+    environment = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
+    done = subprocess.run(
+        [sys.executable, "-c", WORDS, *words],
+        cwd=REPOSITORY,
+        env=environment | {"TERM": "xterm"},
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    packed = json.loads(done.stdout)
+    said = os.read(ours, 1 << 16).decode()
+    os.close(ours)
+    images = packed["images"]
+    assert f"packing  {images}/{images} images" in said and "\x1b[?25l" in said
