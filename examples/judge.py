@@ -3,6 +3,7 @@
 Needs onnxruntime, numpy and Pillow, nothing else: python judge.py detector.onnx new/*.png
 """
 
+import json
 import sys
 
 import numpy as np
@@ -11,7 +12,8 @@ from PIL import Image, ImageOps
 
 session = onnxruntime.InferenceSession(sys.argv[1])
 facts = session.get_modelmeta().custom_metadata_map
-size, limit = int(facts["image_size"]), facts.get("threshold")
+names = [output.name for output in session.get_outputs()]
+size, limit, classes = int(facts["image_size"]), facts.get("threshold"), facts.get("classes")
 for path in sys.argv[2:]:
     image = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
     sides = [round(side * size / min(image.size)) for side in image.size]
@@ -19,6 +21,7 @@ for path in sys.argv[2:]:
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
     top, left = (height - size) // 2, (width - size) // 2
     square = pixels[top : top + size, left : left + size]
-    score, *maps = session.run(None, {"image": square[None]})  # maps: where the method gives them
-    verdict = "unknown" if limit is None else "anomalous" if score[0] > float(limit) else "normal"
-    print(path, score[0], verdict)
+    said = dict(zip(names, session.run(names, {"image": square[None]}), strict=True))
+    score = said["pred_score"][0]  # said["anomaly_map"][0] is the map, where the method gives one
+    verdict = "unknown" if limit is None else "anomalous" if score > float(limit) else "normal"
+    print(path, score, json.loads(classes)[said["pred_label"][0]] if classes else verdict)

@@ -40,22 +40,24 @@ def exported(facts: dict[str, Any]) -> str:
         return "\n".join(
             [*lines, f"largest difference to the checkpoint: {facts['largest_difference']:g}"]
         )
-    parity, detector = facts["parity"], facts["detector"]
+    parity, said = facts["parity"], facts["facts"]
     on = f"{parity['images']} of {parity['test_images']} test images"
     if parity["generated"]:
         on = f"{parity['images']} images of noise ({parity['generated']})"
     lines.append(f"compared with the run on {on}:")
-    for name in ("pred_score", "anomaly_map"):
-        if name in parity:
-            largest, of = (parity[name][f"largest_{what}"] for what in ("difference", "value"))
-            lines.append(f"  {name}: largest difference {largest:.2g}, of values up to {of:.3g}")
-    for name in ("image_auroc", "pixel_auroc"):
-        ours, theirs = parity[name]["run"], parity[name]["exported"]
-        if ours is not None:
-            lines.append(f"  {name}: {ours:.6f}, exported {theirs:.6f}")
+    for name, found in parity.items():
+        match found:
+            case {"largest_difference": largest, "largest_value": of}:
+                lines.append(
+                    f"  {name}: largest difference {largest:.2g}, of values up to {of:.3g}"
+                )
+            case {"run": float(ours), "exported": theirs}:
+                lines.append(f"  {name}: {ours:.6f}, exported {theirs:.6f}")
+    if "classes" in said:
+        lines.append(f"  pred_label: another one for {parity['images_relabelled']} images")
+        return "\n".join([*lines, f"classes: {said['classes']}"])
     missing = "none: run `kdad score` first, with the same words, to have one in the file"
-    lines.append(f"threshold: {detector.get('threshold', missing)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, f"threshold: {said.get('threshold', missing)}"])
 
 
 def summary(packed: dict[str, Any]) -> str:

@@ -7,15 +7,18 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, UInt8
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.special import softmax
+from torch import Tensor
 
 from kdad_dist.config import RunConfig, load_run
 from kdad_dist.data.image import decode_image, read_file, upright_rgb
@@ -30,6 +33,8 @@ from kdad_dist.runtime.together import shared
 log = logging.getLogger(__name__)
 Picture = str | Path | Image.Image | NDArray[np.uint8]
 """A file, an image of Pillow's, or RGB pixels (h, w, 3)."""
+Images = Picture | Sequence[Picture] | Iterator[Picture] | NDArray[np.uint8]
+"""One, or a batch: a list, whatever gives one after the other, or an array (b, h, w, 3)."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,11 @@ class Predictions:
     pred_label: NDArray[np.bool_] | NDArray[np.int64] | None = None
     """(b,), whether the score is above the run's threshold; None: the run has no threshold. Of a
     classifier: the place of the likeliest class in `data.classes`."""
+
+    @property
+    def probabilities(self) -> NDArray[np.float32] | None:
+        """(b, k), of a classifier: of each class, in the order of `data.classes`."""
+        return None if self.logits is None else softmax(self.logits, axis=1)
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,11 @@ class Detector:
     device: torch.device
     threshold: Threshold
 
-    def predict(self, images: Picture | Sequence[Picture] | NDArray[np.uint8]) -> Predictions:
+    def predict(self, images: Images) -> Predictions:
         """Judges images of any size, resized and cut as the run's own are.
 
         Args:
-            images: one, or a batch: a list, or an array (b, h, w, 3). More than
-                `score.batch_size` images (or tiles) go through the network in several parts.
+            images: more than `score.batch_size` (or tiles) go through the network in several parts.
 
         Raises:
             DataError: there is no image, or one cannot be read or is not RGB pixels of 8 bits.
@@ -93,14 +102,12 @@ class Detector:
             squares = [self.fit.image(pixels(picture, f"image {i}")) for i, picture in part]
             parts.append(judge(self.readout, squares, self.device))
         joined: dict[str, Any] = {}
-        for name in ("pred_score", "anomaly_map", "reconstruction", "logits"):
+        for name in ("pred_score", "anomaly_map", "reconstruction", "logits", "pred_label"):
             arrays = [getattr(part, name) for part in parts]
             joined[name] = None if arrays[0] is None else np.concatenate(arrays)
-        limit, logits = self.threshold.value, joined["logits"]
-        label = None if limit is None else joined["pred_score"] > limit
-        if logits is not None:
-            label = logits.argmax(1)
-        return Predictions(**joined, seconds=sum(part.seconds for part in parts), pred_label=label)
+        if (limit := self.threshold.value) is not None:
+            joined["pred_label"] = joined["pred_score"] > limit
+        return Predictions(**joined, seconds=sum(part.seconds for part in parts))
 
 
 def load(
@@ -153,28 +160,32 @@ def of_run(config: RunConfig, device: torch.device) -> Detector:
 def judge(
     readout: Readout, images: Sequence[NDArray[np.uint8]], device: torch.device
 ) -> Predictions:
-    """What the network says of a unit of images (s, s, 3), without labels."""
+    """What the network says of a unit of images (s, s, 3); a label only where it tells classes."""
     started = time.perf_counter()
     batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     said = readout(to_float(batch, device))
     assert said.pred_score is not None
     score = said.pred_score.float().cpu().numpy()  # numpy has no bfloat16
     anomaly_map = None if said.anomaly_map is None else said.anomaly_map.cpu().numpy()
-    picture = None
-    if said.reconstruction is not None:
-        eight_bits = (said.reconstruction.float().clamp(0, 1) * 255).round().to(torch.uint8)
-        picture = eight_bits.permute(0, 2, 3, 1).cpu().numpy()
+    filled = said.reconstruction
+    picture = None if filled is None else eight_bits(filled).cpu().numpy()
     logits = None if said.logits is None else said.logits.float().cpu().numpy()
-    return Predictions(score, anomaly_map, picture, time.perf_counter() - started, logits)
+    label = None if logits is None else logits.argmax(1)
+    return Predictions(score, anomaly_map, picture, time.perf_counter() - started, logits, label)
 
 
-def batch_of(images: Picture | Sequence[Picture] | NDArray[np.uint8]) -> Sequence[Picture]:
+def eight_bits(image: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b h w 3"]:
+    """Pixels of RGB in [0, 1]."""
+    return (image.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
+
+
+def batch_of(images: Images) -> list[Picture]:
     """The images of a batch, or the one that was given instead of one."""
-    if isinstance(images, str | Path | Image.Image):
+    if isinstance(images, str | Path | Image.Image) or not isinstance(images, Iterable):
         return [images]
-    if isinstance(images, np.ndarray):
-        return [images] if images.ndim == 3 else list(images)
-    return images
+    if isinstance(images, np.ndarray) and images.ndim != 4:
+        return [images]
+    return list(images)
 
 
 def pixels(picture: Picture, name: str) -> NDArray[np.uint8]:

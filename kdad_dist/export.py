@@ -1,4 +1,4 @@
-"""Files for other programs: a student's weights, or the whole detector as one graph."""
+"""Files for other programs: a student's weights, or all that judges an image as one graph."""
 
 import hashlib
 import json
@@ -56,9 +56,9 @@ def make(config: RunConfig, kind: Format, compared: int) -> Made:
         from kdad_dist.export_weights import weights
 
         return weights(config)
-    from kdad_dist.export_graph import detector_file  # torch.export takes seconds to import
+    from kdad_dist.export_graph import graph_file  # torch.export takes seconds to import
 
-    return detector_file(config, kind, compared)
+    return graph_file(config, kind, compared)
 
 
 def manifest(config: RunConfig) -> dict[str, Any]:

@@ -1,13 +1,14 @@
-"""A detector as one graph of tensor operations: pixels in, score and map out.
+"""A detector or a classifier as one graph of tensor operations: pixels in, what it says out.
 
 Everything that `kdad score` computes between decoded pixels of the right size and what it reports
 is inside: the window in the centre, normalisation, teacher and student (LoRA merged), map,
-smoothing, standardisation and the reduction to a score.
+smoothing, standardisation and the reduction to a score, or the probabilities of classes.
 """
 
 import copy
 import importlib.util
 import logging
+import json
 from typing import Literal
 
 import torch
@@ -18,9 +19,9 @@ from torch.export import Dim, ExportedProgram
 from kdad_dist import __version__
 from kdad_dist.config import RunConfig, digest
 from kdad_dist.config_methods import MkdConfig
-from kdad_dist.detector import Detector, of_run
+from kdad_dist.detector import Detector, eight_bits, of_run
 from kdad_dist.errors import ExportError, UsageError
-from kdad_dist.export_made import OUTPUTS, Made, reason
+from kdad_dist.export_made import Made, reason
 from kdad_dist.export_parity import compare
 from kdad_dist.methods.readout import Readout, readout_of
 from kdad_dist.models.lora import merge
@@ -46,18 +47,24 @@ class Graph(nn.Module):
         self.size = size
 
     def forward(self, image: UInt8[Tensor, "b s s 3"]) -> dict[str, Tensor]:
+        """Those of OUTPUTS that the method gives."""
         if image.shape[1] > self.size:  # a cut that takes all would be a step of the graph too
             window = middle(image.shape[1], self.size)
             image = image[:, window, window]
         pixels = image.permute(0, 3, 1, 2) / 255
         # All tiles at once: a graph cannot count how many parts they would be.
         said = self.readout.finish(self.readout.predict(pixels, largest=None))
-        values = (getattr(said, name) for name in OUTPUTS)
-        return {name: v for name, v in zip(OUTPUTS, values, strict=True) if v is not None}
+        given = {"pred_score": said.pred_score, "anomaly_map": said.anomaly_map}
+        if said.reconstruction is not None:
+            given["reconstruction"] = eight_bits(said.reconstruction)
+        if said.logits is not None:
+            given |= {"logits": said.logits, "probabilities": said.logits.softmax(1)}
+            given["pred_label"] = said.logits.argmax(1)
+        return {name: value for name, value in given.items() if value is not None}
 
 
-def detector_file(config: RunConfig, kind: Literal["onnx", "torch"], compared: int) -> Made:
-    """`detector.onnx` or `detector.pt2`, compared with the run.
+def graph_file(config: RunConfig, kind: Literal["onnx", "torch"], compared: int) -> Made:
+    """`detector.onnx` or `detector.pt2` (`classifier...`), compared with the run.
 
     Raises:
         UsageError: the run has no graph, or a library is missing.
@@ -75,8 +82,9 @@ def detector_file(config: RunConfig, kind: Literal["onnx", "torch"], compared: i
     content = encode(traced(detector), said)
     parity = compare(detector, runner(content), compared)
     trained = detector.trained
-    made = {"checkpoint_rule": trained.rule, "detector": said, "parity": parity}
-    name = "detector.onnx" if kind == "onnx" else "detector.pt2"
+    made = {"checkpoint_rule": trained.rule, "facts": said, "parity": parity}
+    stem = "classifier" if config.tells_classes else "detector"
+    name = f"{stem}.{'onnx' if kind == 'onnx' else 'pt2'}"
     return Made(name, content, {"checkpoint_step": trained.step, **made})
 
 
@@ -93,11 +101,6 @@ def check_installed() -> None:
 def refuse_what_has_no_graph(config: RunConfig) -> None:
     """Raises UsageError for what is no plain function from pixels to maps."""
     method = config.method
-    if config.tells_classes:
-        raise UsageError(
-            f"{method.name} tells classes apart, and graphs are written of detectors",
-            "export its weights with --format safetensors",
-        )
     if isinstance(method, MkdConfig) and method.localise != "none":
         raise UsageError(
             f"method.localise is {method.localise}: these maps are gradients, computed by going "
@@ -119,6 +122,9 @@ def traced(detector: Detector) -> ExportedProgram:
         ExportError: torch cannot follow what the network does.
     """
     method = copy.deepcopy(detector.readout.method)
+    method.student = method.network
+    if detector.config.tells_classes:
+        method.teacher = None  # which only explains
     merge(method)
     config = detector.config
     readout = Readout(method, config.score, config.data.tiling, detector.readout.standard)
@@ -155,5 +161,6 @@ def facts(detector: Detector) -> dict[str, str]:
         "readout": readout_of(config),
         "checkpoint_step": detector.trained.step,
         "config_digest": digest(config),
+        "classes": json.dumps(config.data.classes) if config.tells_classes else None,
     }
     return {name: str(value) for name, value in known.items() if value is not None}

@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-OUTPUTS = ("pred_score", "anomaly_map")
-"""Of a graph, in this order; the second where the method gives maps."""
-Outputs = dict[str, NDArray[np.float32]]
-"""By these names: (b,) and (b, s, s)."""
+OUTPUTS = (
+    *("pred_score", "anomaly_map", "reconstruction"),
+    *("logits", "probabilities", "pred_label"),
+)
+"""Of a graph, in this order: those that the method gives, named as in `Predictions`."""
+Outputs = dict[str, NDArray[Any]]
+"""By these names."""
 Runner = Callable[[NDArray[np.uint8]], Outputs]
 """Judges RGB images (b, s, s, 3)."""
 

@@ -11,7 +11,7 @@ from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch.export import ExportedProgram
 
 from kdad_dist.errors import ExportError
-from kdad_dist.export_made import OUTPUTS, Outputs, Runner, reason
+from kdad_dist.export_made import Outputs, Runner, reason
 
 OPSET = 20
 LARGEST = 2**31 - 2**20
@@ -30,13 +30,15 @@ def encode(program: ExportedProgram, facts: dict[str, str]) -> bytes:
             f"the weights take {weights / 2**30:.1f} GiB, and an ONNX file holds at most 2",
             "export with --format torch",
         )
+    outputs = program.call_spec.out_spec
+    assert outputs is not None
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             converted = torch.onnx.export(
                 program,
                 opset_version=OPSET,
                 input_names=["image"],
-                output_names=OUTPUTS[: len(program.graph_signature.user_outputs)],
+                output_names=outputs.context,  # the keys of a dictionary
                 dynamic_shapes={"image": {0: "batch"}},
                 verbose=False,
             )

@@ -1,9 +1,9 @@
 """Whether an exported file says what the run says, on the images that the run was measured on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,9 @@ from kdad_dist.metrics.evaluation import Evaluation
 from kdad_dist.runtime.progress import progress
 
 TOLERANCE = 1e-4
-"""Largest difference of a score or of a pixel of a map, as a share of the largest one that the run
-gives. Another order of summation in float32 was seen to make 1e-6 of it."""
+"""Largest difference of a score, of a logit or of a pixel of a map, as a share of the largest one
+that the run gives. Another order of summation in float32 was seen to make 1e-6 of it. Pixels of 8
+bits may round otherwise: they differ by 1 at most."""
 GENERATED = 16
 """Images that are made up where the run's test images are not at hand."""
 FIGURES = ("image_auroc", "pixel_auroc")
@@ -41,28 +42,73 @@ class Difference:
     largest: float = 0.0
     of: float = 0.0
     """The largest value that the run gives."""
+    allowed: float = 0.0
 
-    def add(self, ours: NDArray[np.float32], theirs: NDArray[np.float32]) -> None:
-        if ours.shape != theirs.shape:
-            raise ExportError(
-                f"the run gives {ours.shape}, the file {theirs.shape}", "report this as a fault"
-            )
+    def add(self, ours: NDArray[Any], theirs: NDArray[Any]) -> None:
+        if (ours.shape, ours.dtype) != (theirs.shape, theirs.dtype):
+            one, other = (f"{values.dtype} of shape {values.shape}" for values in (ours, theirs))
+            raise ExportError(f"the run gives {one}, the file {other}", "report this as a fault")
         found = np.abs(ours.astype(np.float64) - theirs).max()
         self.largest = float(np.maximum(self.largest, found))  # which keeps what is no number
         self.of = max(self.of, float(np.abs(ours).max()))
+        self.allowed = 1.0 if ours.dtype == np.uint8 else TOLERANCE * self.of
 
     @property
     def small(self) -> bool:
-        return self.largest <= TOLERANCE * self.of
+        return self.largest <= self.allowed
+
+
+class Quality(Protocol):
+    """How good what is said of test images is."""
+
+    def add(self, pictures: Sequence[Picture], said: Outputs) -> None: ...
+
+    def figures(self) -> dict[str, float | None]: ...
+
+
+class Anomalies:
+    """AUROCs, means over categories as in `metrics.json`."""
+
+    def __init__(self) -> None:
+        self.evaluation = Evaluation()
+
+    def add(self, pictures: Sequence[Picture], said: Outputs) -> None:
+        maps = said.get("anomaly_map", [None] * len(pictures))
+        for picture, score, anomaly_map in zip(pictures, said["pred_score"], maps, strict=True):
+            if (sample := picture.sample) is not None:
+                assert sample.gt_label is not None
+                where = (sample.key, sample.category, sample.defect_type, sample.gt_label)
+                self.evaluation.update(*where, float(score), anomaly_map, picture.mask)
+
+    def figures(self) -> dict[str, float | None]:
+        mean = self.evaluation.report()["mean"]
+        return {name: mean[name] for name in FIGURES}
+
+
+class Classes:
+    """The share of images whose class is told."""
+
+    def __init__(self) -> None:
+        self.right: list[bool] = []
+
+    def add(self, pictures: Sequence[Picture], said: Outputs) -> None:
+        for picture, label in zip(pictures, said["pred_label"].tolist(), strict=True):
+            if picture.sample is not None:
+                self.right.append(label == picture.sample.gt_label)
+
+    def figures(self) -> dict[str, float | None]:
+        return {"accuracy": sum(self.right) / len(self.right) if self.right else None}
 
 
 @dataclass
 class Comparison:
     """What the run and the file say of the same images."""
 
+    ours: Quality
+    theirs: Quality
     differences: dict[str, Difference] = field(default_factory=dict)
-    ours: Evaluation = field(default_factory=Evaluation)
-    theirs: Evaluation = field(default_factory=Evaluation)
+    relabelled: int = 0
+    """Images whose class is another one: those whose likeliest two differ by less than rounding."""
 
     def add(self, pictures: list[Picture], ours: Outputs, theirs: Outputs) -> None:
         if ours.keys() != theirs.keys():
@@ -71,19 +117,28 @@ class Comparison:
                 "report this as a fault",
             )
         for name, values in ours.items():
-            self.differences.setdefault(name, Difference()).add(values, theirs[name])
-        for said, evaluation in ((ours, self.ours), (theirs, self.theirs)):
-            maps = said.get("anomaly_map", [None] * len(pictures))
-            for picture, score, anomaly_map in zip(pictures, said["pred_score"], maps, strict=True):
-                if (sample := picture.sample) is not None:
-                    assert sample.gt_label is not None
-                    where = (sample.key, sample.category, sample.defect_type, sample.gt_label)
-                    evaluation.update(*where, float(score), anomaly_map, picture.mask)
+            if name == "pred_label":
+                self.relabelled += int((values != theirs[name]).sum())
+            else:
+                self.differences.setdefault(name, Difference()).add(values, theirs[name])
+        self.ours.add(pictures, ours)
+        self.theirs.add(pictures, theirs)
 
-    def figures(self) -> dict[str, dict[str, float | None]]:
-        """The AUROCs of both, means over categories as in `metrics.json`."""
-        ours, theirs = (e.report()["mean"] for e in (self.ours, self.theirs))
-        return {name: {"run": ours[name], "exported": theirs[name]} for name in FIGURES}
+    def facts(self) -> dict[str, Any]:
+        """What is kept of it."""
+        told = {"images_relabelled": self.relabelled} if isinstance(self.ours, Classes) else {}
+        theirs = self.theirs.figures()
+        return {
+            **{
+                name: {"largest_difference": found.largest, "largest_value": found.of}
+                for name, found in self.differences.items()
+            },
+            **told,
+            **{
+                name: {"run": value, "exported": theirs[name]}
+                for name, value in self.ours.figures().items()
+            },
+        }
 
 
 def compare(detector: Detector, run: Runner, most: int) -> dict[str, Any]:
@@ -98,28 +153,25 @@ def compare(detector: Detector, run: Runner, most: int) -> dict[str, Any]:
     """
     config = detector.config
     samples, available, why = test_images(config, most)
-    found = Comparison()
+    quality = Classes if config.tells_classes else Anomalies
+    found = Comparison(quality(), quality())
     with progress("comparing", len(samples) or GENERATED, "images") as bar:
         for unit in units(detector, samples):
             images = np.stack([picture.pixels for picture in unit])
-            judged = judge(detector.readout, list(map(detector.fit.image, images)), detector.device)
-            ours = {n: v for n in OUTPUTS if (v := getattr(judged, n)) is not None}
+            said = judge(detector.readout, list(map(detector.fit.image, images)), detector.device)
+            ours = {n: v for n in OUTPUTS if (v := getattr(said, n)) is not None}
             found.add(unit, ours, run(images))
             bar.advance(len(unit))
-    differences = {
-        name: {"largest_difference": d.largest, "largest_value": d.of}
-        for name, d in found.differences.items()
-    }
     for name, difference in found.differences.items():
         if not difference.small:
             raise ExportError(
                 f"{name} of the exported graph differs from the run's by up to "
                 f"{difference.largest:g}, where the largest is {difference.of:g}; "
-                f"{TOLERANCE:g} of it is allowed. Nothing was written",
+                f"{difference.allowed:g} is allowed. Nothing was written",
                 "use another --format, or `kdad_dist.load`",
             )
     images = {"images": len(samples) or GENERATED, "test_images": available, "generated": why}
-    return {**images, "tolerance": TOLERANCE, **differences, **found.figures()}
+    return {**images, "tolerance": TOLERANCE, **found.facts()}
 
 
 def test_images(config: RunConfig, most: int) -> tuple[list[Sample], int, str | None]:
@@ -127,13 +179,14 @@ def test_images(config: RunConfig, most: int) -> tuple[list[Sample], int, str | 
     data = config.data
     try:
         index = Index.read(data.shards)
-        samples = index.select(Split.TEST, data.category, data.normal_class, data.val_fraction)
+        chosen = (data.category, data.normal_class, data.val_fraction, data.classes)
+        samples = index.select(Split.TEST, *chosen)
     except DataError as error:
         return [], 0, error.problem
     if not samples:
         return [], 0, f"{data.shards} holds no test image"
-    chosen = np.linspace(0, len(samples) - 1, min(most or len(samples), len(samples)))
-    return [samples[i] for i in chosen.round().astype(int)], len(samples), None
+    places = np.linspace(0, len(samples) - 1, min(most or len(samples), len(samples)))
+    return [samples[i] for i in places.round().astype(int)], len(samples), None
 
 
 def pictures(detector: Detector, samples: list[Sample]) -> Iterator[Picture]:

@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 
 from kdad_dist.export_made import Outputs, Runner
 
-FACTS = "detector.json"
+FACTS = "facts.json"
 """The file inside that says how to use it."""
 
 

@@ -50,7 +50,7 @@ class Scorer:
             return [None] * len(pairs) if part is None else list(part)
 
         masks = [mask for _, mask in pairs]
-        labels = [None] * len(pairs) if said.logits is None else said.logits.argmax(1).tolist()
+        labels = [None] * len(pairs) if said.pred_label is None else said.pred_label.tolist()
         agreement = self.agreement(unit, [image for image, _ in pairs])
         parts = (of(said.anomaly_map), of(said.reconstruction), masks, labels, agreement)
         images = [

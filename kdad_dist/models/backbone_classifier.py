@@ -53,7 +53,7 @@ class Classifier(nn.Module):
 
     def forward(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b k"]:
         """The logits of RGB images in [0, 1]. `b` may be 0."""
-        if len(image) == 0 and not self.takes_empty:
+        if not self.takes_empty and image.shape[0] == 0:  # not `len`, which is never symbolic
             return self.head(self.encoder(image.new_zeros(1, *image.shape[1:]))[:0])
         return self.head(self.encoder((image - self.mean) / self.std))
 

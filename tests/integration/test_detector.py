@@ -66,7 +66,8 @@ def test_every_kind_of_image_gives_the_same(runs):
     expected = detector.predict(paths)
     arrays = [np.asarray(Image.open(path)) for path in paths]
     opened = [Image.open(path) for path in paths]
-    for images in ([str(path) for path in paths], arrays, opened, [*arrays[:2], *opened[2:]]):
+    mixed = [*arrays[:2], *opened[2:4], paths[4]]
+    for images in ([str(path) for path in paths], arrays, opened, mixed, iter(paths)):
         assert same(detector.predict(images), expected)
     squares = np.stack([texture(i, 32, 32) for i in range(3)])
     assert same(detector.predict(squares), detector.predict(list(squares)))
@@ -96,8 +97,9 @@ def test_many_images_go_through_in_parts_and_come_back_in_order(runs):
     assert other.anomaly_map is not None and other.anomaly_map.dtype == np.float32
 
 
-def test_threads_may_share_a_detector(runs):
-    detector = load(runs / "loramae")
+@pytest.mark.parametrize(("run", "words"), [("loramae", []), ("mkd", ["method.localise=guided"])])
+def test_threads_may_share_a_detector(runs, run, words):
+    detector = load(runs / run, words)
     images = [texture(i) for i in range(12)]
     serial = [detector.predict(image) for image in images]
     with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as pool:
@@ -127,11 +129,17 @@ def test_without_a_threshold_there_are_scores_and_no_labels(runs, tmp_path, capl
         ([], "no image"),
         (np.zeros((0, 8, 8, 3), dtype=np.uint8), "no image"),
         ([texture(1), texture(2).astype(np.float32)], "image 1 is an array of float32"),
-        (texture(1)[:, :, 0], "shape (48,)"),
+        (texture(1)[:, :, 0], "image 0 is an array of uint8 and shape (40, 48)"),
         ([texture(1)[:, :, :2]], "shape (40, 48, 2)"),
         ([np.zeros((0, 8, 3), dtype=np.uint8)], "shape (0, 8, 3)"),
+        ([texture(1).astype(np.float32)[:, :, 0]], "an array of float32 and shape (40, 48)"),
+        (np.dstack([texture(1), texture(1)[:, :, :1]]), "shape (40, 48, 4)"),
         ([None], "image 0 is a NoneType"),
+        (None, "image 0 is a NoneType"),
+        (torch.zeros(2, 8, 8, 3, dtype=torch.uint8), "image 0 is a Tensor"),
         (["nowhere.png"], "nowhere.png cannot be read"),
+        (Path(__file__).parent, "integration cannot be read"),
+        (Path(__file__), "test_detector.py"),
         ([Image.new("F", (4, 4))], "image 0 has 32 bits"),
     ],
 )

@@ -2,21 +2,27 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 import kdad_dist
-from kdad_dist.config import load
+from kdad_dist import export_onnx, export_torch
+from kdad_dist.config import load, load_run
 from kdad_dist.errors import ConfigError, KdadError
+from kdad_dist.export import export
 from kdad_dist.report import write_report
 from kdad_dist.train_dryrun import dry_run
 from tests.helpers import make_classes, texture
 from tests.integration.test_scoring import results
 from tests.kdad import configured, kdad, lines, succeeds, weights
 from tests.methods import METHODS, tiny
+from tests.needs import REPOSITORY
 
 pytestmark = pytest.mark.launch
 TERMS = {"loss", "value", "direction", "cross_entropy", "distillation", "accuracy"}
@@ -133,6 +139,7 @@ def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained, tmp_path
     outcome = succeeds("score", run, "--images", trained.parent / "images/test/red")
     assert "4 images: " in outcome.text and "threshold" not in outcome.text
 
+    assert_graphs_tell_the_same_classes(run, images)
     succeeds("export", run)
     teacher.rename(trained.parent / "teacher")
     exported = run / "export/student.safetensors"
@@ -146,6 +153,29 @@ def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained, tmp_path
     sharded = trained.parent / "frozen-sharded"
     succeeds("train", trained, f"output={sharded}", *words, processes=2, mode="fsdp2")
     assert lines(sharded) == pytest.approx(lines(frozen), rel=1e-5)
+
+
+def assert_graphs_tell_the_same_classes(run: Path, images: list[Path]) -> None:
+    accuracy = json.loads((run / "metrics.json").read_text())["mean"]["accuracy"]
+    pixels = np.stack([np.asarray(Image.open(image)) for image in images])
+    said = kdad_dist.load(run, device="cpu").predict(pixels)
+    for kind, runner in (("onnx", export_onnx.runner), ("torch", export_torch.runner)):
+        entry = export(load_run(run), kind)
+        assert (
+            json.loads(entry["facts"]["classes"]) == CLASSES and "threshold" not in entry["facts"]
+        )
+        assert entry["parity"]["accuracy"] == {"run": accuracy, "exported": accuracy}
+        assert entry["parity"]["images"] == 12 and entry["parity"]["images_relabelled"] == 0
+        exported = runner(Path(entry["path"]).read_bytes())
+        for count in (12, 1):
+            given = exported(pixels[:count])
+            assert given.keys() == {"pred_score", "logits", "probabilities", "pred_label"}
+            for name, values in given.items():
+                np.testing.assert_allclose(values, getattr(said, name)[:count], rtol=1e-4)
+    words = [REPOSITORY / "examples/judge.py", run / "export/classifier.onnx", *images]
+    told = subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True)
+    verdicts = [line.rsplit(" ", 1)[1] for line in told.stdout.splitlines()]
+    assert verdicts == [CLASSES[label] for label in said.pred_label]
 
 
 @pytest.mark.parametrize("trained", ["classkd"], indirect=True)

@@ -35,7 +35,7 @@ from tests.kdad import kdad, succeeds
 from tests.needs import REPOSITORY
 
 pytestmark = pytest.mark.launch
-SQUARES = np.stack([texture(i, 32, 32) for i in range(3)])
+SQUARES = np.stack([texture(i, 32, 32) for i in range(5)])
 
 
 @pytest.fixture(scope="module")
@@ -74,15 +74,19 @@ def assert_both_say_what_the_run_says(run: Path) -> None:
     session = onnxruntime.InferenceSession(run / "export/detector.onnx")
     program = torch.export.load(run / "export/detector.pt2").module()
     names = [output.name for output in session.get_outputs()]
-    for images in (SQUARES, SQUARES[:1]):
+    for images in (SQUARES, SQUARES[:1], SQUARES[:2]):
         ours = detector.predict(images)
         theirs = dict(zip(names, session.run(None, {"image": images}), strict=True))
         same = {name: values.numpy() for name, values in program(torch.from_numpy(images)).items()}
         for said in (theirs, same):
             assert_close(said["pred_score"], ours.pred_score)
-            assert ("anomaly_map" in said) == (ours.anomaly_map is not None)
+            for name in ("anomaly_map", "reconstruction"):
+                assert (name in said) == (getattr(ours, name) is not None)
             if ours.anomaly_map is not None:
                 assert_close(said["anomaly_map"], ours.anomaly_map)
+            if ours.reconstruction is not None:
+                levels = said["reconstruction"].astype(int) - ours.reconstruction
+                assert said["reconstruction"].dtype == np.uint8 and abs(levels).max() <= 1
     measured = json.loads((run / "metrics.json").read_text())["mean"]
     for entry in manifest(run).values():
         parity = entry["parity"]
@@ -106,10 +110,10 @@ def test_every_method_can_be_exported(run):
 
 def test_a_file_carries_what_is_needed_to_decide_and_nothing_of_this_machine(exported):
     limits = json.loads((exported / "metrics.json").read_text())["threshold"]
-    file, packed = exported / "export/detector.onnx", {"detector.json": ""}
+    file, packed = exported / "export/detector.onnx", {"facts.json": ""}
     torch.export.load(exported / "export/detector.pt2", extra_files=packed)
     told = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
-    assert told == json.loads(packed["detector.json"]) == manifest(exported)[file.name]["detector"]
+    assert told == json.loads(packed["facts.json"]) == manifest(exported)[file.name]["facts"]
     assert float(told["threshold"]) == limits["value"]
     assert float(told["pixel_threshold"]) == limits["pixel_value"]
     assert (told["image_size"], told["resize"], told["method"]) == ("32", "squash", "stfpm")
@@ -135,7 +139,7 @@ def test_everything_between_pixels_and_score_is_in_the_graph(run):
     assert entry["parity"]["images"] == 4
     for said in ("4 of 7 test images", "anomaly_map: largest difference", "pixel_auroc: 0."):
         assert said in outcome.text
-    assert entry["detector"]["threshold"] in outcome.text
+    assert entry["facts"]["threshold"] in outcome.text
     ours = load(run, words, "cpu").predict(SQUARES)
     session = onnxruntime.InferenceSession(run / "export/detector.onnx")
     score, anomaly_map = session.run(None, {"image": SQUARES})
@@ -143,7 +147,7 @@ def test_everything_between_pixels_and_score_is_in_the_graph(run):
     assert_close(anomaly_map, ours.anomaly_map)
 
 
-def test_the_window_and_the_tiles_of_any_number_of_images_are_in_the_graph(runs):
+def test_the_window_and_the_tiles_of_any_number_of_images_are_in_the_graph(runs, monkeypatch):
     words = ["data.image_size=27", "data.centre_margin=5", "data.tile=20", "data.tile_overlap=8"]
     config = configuration.load(runs / "stfpm.yaml", words)
     method = build_method(config)
@@ -153,6 +157,9 @@ def test_the_window_and_the_tiles_of_any_number_of_images_are_in_the_graph(runs)
     for kind in (export_onnx, export_torch):
         said = kind.runner(kind.encode(traced(detector), {}))(SQUARES)
         assert_close(said["anomaly_map"], detector.predict(SQUARES).anomaly_map)
+    monkeypatch.setattr(export_onnx, "LARGEST", 10**6)
+    with pytest.raises(ExportError, match=r"the weights take .*\n.*--format torch"):
+        export_onnx.encode(traced(detector), {})
 
 
 @pytest.mark.parametrize("resize", ["squash", "shorter"])
@@ -163,7 +170,7 @@ def test_the_example_needs_none_of_us_and_says_what_the_run_says(run, runs, expo
         graph = onnx.load(file)
         file = run / "detector.onnx"
         onnx.helper.set_model_props(
-            graph, manifest(exported)[file.name]["detector"] | {"resize": resize}
+            graph, manifest(exported)[file.name]["facts"] | {"resize": resize}
         )
         onnx.save(graph, file)
     detector = load(run, device="cpu")
@@ -212,19 +219,13 @@ def test_a_file_that_says_something_else_is_not_written(run, exported, monkeypat
 
 
 @pytest.mark.parametrize("run", ["mkd"], indirect=True)
-def test_what_has_no_graph_is_refused_with_a_way_out(run, tmp_path, monkeypatch):
+def test_what_has_no_graph_is_refused_with_a_way_out(run, monkeypatch):
     outcome = kdad("export", run, "method.localise=gradient", "--format", "onnx")
     assert outcome.codes == [2]
     assert "add method.localise=none" in outcome.text
     for word in ("method.localise=smoothgrad", "method.localise=guided", "score.precision=bf16"):
         with pytest.raises(UsageError, match="add (method|score)"):
             export(load_run(run, [word]), "torch")
-    words = ["method.name=classkd", "method.network.weights=random", "data.classes=[a, b]"]
-    recipe = tmp_path / "class.yaml"
-    recipe.write_text("{name: x, data: {shards: y}, optim: {lr: 1}, train: {steps: 1}}")
-    classifier = configuration.load(recipe, words)
-    with pytest.raises(UsageError, match="tells classes apart"):
-        export(classifier, "onnx")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(UsageError, match=r"needs onnxscript.*\n.*kdad_dist\[export\]"):
         export(load_run(run), "onnx")

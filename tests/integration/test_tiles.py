@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 
 from kdad_dist import load
 from tests.helpers import texture
-from tests.kdad import Outcome, configured, kdad, lines, succeeds
+from tests.integration.test_scoring import slowly_and_safely
+from tests.kdad import Launched, Outcome, configured, kdad, lines, succeeds, until, weights
 
 pytestmark = pytest.mark.launch
 
@@ -61,10 +63,27 @@ def test_a_training_takes_each_tile_once_as_its_dry_run_says(config, run):
     assert (max(seen), seen[max(seen)]) == (facts["steps"]["total"], tiles)
 
 
-def test_maps_of_tiles_are_the_same_bits_on_any_number_of_processes_and_in_a_program(config, run):
+def test_a_training_cut_short_within_an_image_goes_on_to_the_same_bits(config, run):
+    cut = config.parent / "cut"
+    words = ["train", config, f"output={cut}", "train.epochs=null"]
+    succeeds(*words, "train.steps=2", processes=2)
+    assert max(lines(cut)) == 2 and 2 * 40 % 9, "the step ends within the tiles of an image"
+    alone = shutil.copytree(cut, config.parent / "alone")
+    words += [f"train.steps={max(lines(run))}", "train.changed_config=accept"]
+    succeeds(*words, processes=2)
+    assert lines(cut) == lines(run) and weights(cut) == weights(run)
+    succeeds(*words, f"output={alone}")
+    assert lines(alone) == pytest.approx(lines(run), rel=1e-5)
+
+
+def test_maps_of_tiles_are_the_same_bits_on_any_number_of_processes_and_after_a_kill(config, run):
     succeeds("score", run)
     alone = found(run)
-    succeeds("score", run, processes=3)
+    launched = Launched(["score", run], 2, first=slowly_and_safely)
+    until(launched, lambda: len(list(run.glob("scores.partial/parts/[!.]*"))) >= 3)
+    launched.kill()
+    launched.wait()
+    assert "going on: " in succeeds("score", run, processes=3).text
     assert found(run) == alone
     provenance = json.loads((run / "metrics.json").read_text())["provenance"]
     assert "tile 32" in provenance["readout"] and "tile_overlap 8" in provenance["readout"]
