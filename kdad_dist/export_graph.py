@@ -7,8 +7,8 @@ smoothing, standardisation and the reduction to a score, or the probabilities of
 
 import copy
 import importlib.util
-import logging
 import json
+import logging
 from typing import Literal
 
 import torch
