@@ -60,7 +60,7 @@ def read_groups(config: RunConfig) -> dict[str, Images]:
     """Held-out normal images, the same with synthetic defects, and the test set."""
     data = config.data
     index = Index.read(data.shards)
-    reader = ShardReader(data.shards, data.image_size)
+    reader = ShardReader(data.shards, data.image_size, data.centre_margin)
     select = (data.category, data.normal_class, data.val_fraction)
     val, test = index.select(Split.VAL, *select), index.select(Split.TEST, *select)
 

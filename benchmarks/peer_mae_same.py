@@ -31,7 +31,7 @@ def test_images(config: RunConfig) -> torch.Tensor:
     """RGB in [0, 1], as ours reads them."""
     data = config.data
     samples = Index.read(data.shards).select(Split.TEST, data.category, None, 0)
-    reader = ShardReader(data.shards, data.image_size)
+    reader = ShardReader(data.shards, data.image_size, data.centre_margin)
     pixels = torch.stack([torch.tensor(reader.image(sample)) for sample in samples[:IMAGES]])
     return pixels.permute(0, 3, 1, 2).float() / 255
 

@@ -12,7 +12,7 @@ from kdad_dist import Detector, load
 from kdad_dist.data.index import Index, Split
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.metrics.evaluation import Evaluation
-from kdad_dist.predict import enlarge
+from kdad_dist.predict import laid_over
 
 FIGURES = ("image_auroc", "pixel_auroc", "pixel_ap", "pixel_aupro")
 
@@ -22,7 +22,8 @@ def figures(detector: Detector, shards: str, size: int) -> tuple[dict[str, float
     index, reader = Index.read(shards), ShardReader(shards, size)
     found, seconds = Evaluation(), []
     for sample in index.select(Split.TEST):
-        said = detector.predict(reader.image(sample))
+        image = reader.image(sample)
+        said = detector.predict(image)
         seconds.append(said.seconds)
         assert said.anomaly_map is not None and sample.gt_label is not None
         found.update(
@@ -31,7 +32,7 @@ def figures(detector: Detector, shards: str, size: int) -> tuple[dict[str, float
             sample.defect_type,
             sample.gt_label,
             said.pred_score[0],
-            enlarge(said.anomaly_map[0], size, size),
+            laid_over(image, detector.fit.seen(size, size), said.anomaly_map[0]),
             reader.mask(sample),
         )
     return found.report()["mean"], sum(seconds) / len(seconds)

@@ -100,10 +100,8 @@ class Predictor:
             np.save(map_file, anomaly_map)
         else:
             save_png16(map_file, anomaly_map)
-        height, width = image.shape[:2]
-        seen = self.detector.fit.seen(height, width)
-        full = np.zeros((height, width), np.float32)
-        full[seen] = enlarge(anomaly_map, *full[seen].shape)
+        seen = self.detector.fit.seen(*image.shape[:2])
+        full = laid_over(image, seen, anomaly_map)
         brightest = 2 * max(limit or full.max().item(), 1e-12)
         warm = heat(Image.fromarray(image[seen]), full[seen] / np.float32(brightest))
         picture = Image.fromarray(image)
@@ -224,9 +222,15 @@ def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
     return {path: name for name, path in names.items()}
 
 
-def enlarge(values: NDArray[np.float32], height: int, width: int) -> NDArray[np.float32]:
-    """Bilinear, to the size of what was seen of the image."""
-    return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
+def laid_over(
+    image: NDArray[np.uint8], seen: tuple[slice, slice], values: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """A map, (h, w) as the image: enlarged bilinearly to what was seen of it, 0 around that."""
+    full = np.zeros(image.shape[:2], np.float32)
+    height, width = full[seen].shape
+    enlarged = Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR)
+    full[seen] = np.asarray(enlarged)
+    return full
 
 
 def boxes_of(mask: NDArray[np.bool_]) -> list[list[int]]:
