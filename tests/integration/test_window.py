@@ -96,7 +96,7 @@ def test_an_export_takes_the_whole_square_and_cuts_the_window_itself(run):
     entry = export(load_run(run), "onnx")
     measured = json.loads((run / "metrics.json").read_text())["mean"]["pixel_auroc"]
     assert entry["parity"]["pixel_auroc"]["run"] == pytest.approx(measured, abs=1e-4)
-    assert entry["detector"]["image_size"] == "32"
+    assert entry["facts"]["image_size"] == "32"
     session = onnxruntime.InferenceSession(run / "export/detector.onnx")
     squares = np.stack([texture(i, 32, 32) for i in range(3)])
     score, anomaly_map = session.run(None, {"image": squares})
