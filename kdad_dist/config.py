@@ -282,9 +282,10 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = run / "config.yaml"
     if not path.is_file():
+        near = meant(run.name, [other.parent.name for other in run.parent.glob("*/config.yaml")])
         raise ConfigError(
             f"{run} is not a run directory: it holds no config.yaml",
-            "give the directory that `kdad train` wrote, such as runs/NAME",
+            f"{near}give the directory that `kdad train` wrote, such as runs/NAME",
         )
     return load(path, [*overrides, f"output={json.dumps(str(run))}"])
 

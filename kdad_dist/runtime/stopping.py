@@ -23,6 +23,10 @@ MARK = "stopped.txt"
 PR_SET_PDEATHSIG = 1
 """Of prctl(2)."""
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+LAUNCHER = "TORCHELASTIC_RUN_ID"
+"""Stands in the environment of processes that a launcher of torch's has started."""
+ECHO = 1.0
+"""Seconds within which it passes on a Ctrl-C that the terminal has sent to its processes too."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at the disk, which may be far away."""
 log = logging.getLogger(__name__)
@@ -41,7 +45,7 @@ class StopRequest:
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.reason: str | None = None
         self._said = self._interrupted = False
-        self._looked = -math.inf
+        self._looked = self._asked = -math.inf
 
     @contextmanager
     def heeded(self) -> Iterator["StopRequest"]:
@@ -74,9 +78,12 @@ class StopRequest:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = f"received {signal.Signals(number).name}"
         if number == signal.SIGINT:
+            self._asked = time.monotonic()
             signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if LAUNCHER in os.environ and time.monotonic() - self._asked < ECHO:
+            return
         self._interrupted = True
         signal.default_int_handler(number, frame)
 
@@ -100,7 +107,7 @@ def outlive_no_launcher() -> None:
 
     It would go on otherwise, unseen, and keep the run directory from whoever starts it again.
     """
-    if sys.platform == "linux" and "TORCHELASTIC_RUN_ID" in os.environ:
+    if sys.platform == "linux" and LAUNCHER in os.environ:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist.config import changed_keys, digest, dump, load, recipe_names
+from kdad_dist.config import changed_keys, digest, dump, load, load_run, recipe_names
 from kdad_dist.errors import ConfigError
 
 GOOD = """\
@@ -102,6 +102,8 @@ def test_an_unknown_recipe_names_the_nearest_and_the_known_ones(tmp_path, monkey
     ):
         with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
             load(typed)
+    with pytest.raises(ConfigError, match=r"did you mean mine\? give the directory"):
+        load_run(Path("runs/min"))
 
 
 def test_every_shipped_recipe_loads():

@@ -7,7 +7,14 @@ import torch
 
 from kdad_dist.errors import Preempted
 from kdad_dist.runtime.preemption import Agreement, Verdict
-from kdad_dist.runtime.stopping import LOOK_EVERY, Stop, StopRequest, forget_requests
+from kdad_dist.runtime.stopping import (
+    ECHO,
+    LAUNCHER,
+    LOOK_EVERY,
+    Stop,
+    StopRequest,
+    forget_requests,
+)
 
 CPU = torch.device("cpu")
 
@@ -89,3 +96,15 @@ def test_the_first_ctrl_c_asks_to_stop_and_the_second_ends_at_once(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_ctrl_c_that_the_launcher_passes_on_is_not_the_second_one(tmp_path, monkeypatch):
+    monkeypatch.setenv(LAUNCHER, "none")
+    stop = StopRequest(tmp_path)
+    with stop.heeding_interrupts():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert "SIGINT" in (stop.poll() or "")
+        stop._asked -= ECHO
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)

@@ -4,6 +4,7 @@ import io
 import json
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from kdad_dist import files
-from kdad_dist.errors import UsageError
+from kdad_dist.errors import DataError, Preempted, UsageError
 from kdad_dist.files import Holder, write_json
 from kdad_dist.runtime.manifest import VERSION, file_entry, replace_manifest
 from kdad_dist.runtime.status import Status
@@ -157,6 +158,25 @@ def test_the_job_is_named_as_slurm_names_it(tmp_path, monkeypatch, variables, jo
         monkeypatch.setenv(name, value)
     Status(tmp_path, 9, writes=True).write("running")
     assert look(tmp_path, content=False).job == job
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "reason"),
+    [
+        (None, "finished", None),
+        (Preempted("asked to stop", "start again"), "preempted", "asked to stop"),
+        (KeyboardInterrupt(), "preempted", "interrupted"),
+        (DataError("no disk", "mend it"), "failed", "DataError: no disk\n  -> mend it"),
+    ],
+)
+def test_the_last_word_of_a_run_is_told(tmp_path, error, state, reason):
+    run = make_run(tmp_path / "run")
+    with suppress(BaseException), files.exclusive(run), Status(run, 9, writes=True).outcome():
+        assert look(run, content=False).state == "running"
+        if error:
+            raise error
+    found = look(run, content=False)
+    assert (found.state, found.reason, found.process) == (state, reason, None)
 
 
 def test_a_scoring_is_seen_at_work_and_when_it_was_left(tmp_path):
