@@ -10,7 +10,7 @@ export OMP_NUM_THREADS ?= 1
 SCRIPTS = launch/*.sh slurm/*.sbatch slurm/*.example .ci/install .ci/run
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test soak check lint format typecheck clean
+.PHONY: help demo test coverage soak check lint format typecheck clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*## (.*)/make \1|\2/p' Makefile | column -t -s '|'
@@ -24,6 +24,13 @@ test:  ## install with the dev extra, then run the tests
 	@.ci/install dev
 	@echo "== running the tests"
 	@.venv/bin/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+coverage:  ## install with the dev extra, run the tests, then list the lines of the package they miss
+	@.ci/install dev
+	@echo "== running the tests, counting lines"
+	@.venv/bin/python -m coverage erase
+	@.venv/bin/python -m coverage run -m pytest -n 2 $(PYTEST_FLAGS); ended=$$?; \
+	    .venv/bin/python -m coverage combine --quiet && .venv/bin/python -m coverage report && exit $$ended
 
 soak:  ## install with the dev extra, then run the long campaigns and write docs/soak.md
 	@.ci/install dev

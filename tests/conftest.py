@@ -1,12 +1,17 @@
 """Fixtures that several tests share."""
 
 import os
+import shlex
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
+from tests import warm
+from tests.launcher import forks
 from tests.needs import REPOSITORY, require_or_skip
 from tests.soak.report import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401 - hooks
 
@@ -26,6 +31,24 @@ def shared_data() -> Path:
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Keeps what tests decode out of the user's cache."""
     os.environ["KDAD_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def warm_python() -> Iterator[str]:
+    """The path of a Python that starts at once (tests/warm.py)."""
+    with TemporaryDirectory(prefix="kdad-warm-") as folder:  # paths of sockets are short
+        script, address = Path(folder, "python"), Path(folder, "socket")
+        words = shlex.join([sys.executable, "-SEs", warm.__file__, sys.executable, str(address)])
+        script.write_text(f'#!/bin/sh\nexec {words} "$0" "$@"\n')
+        script.chmod(0o755)
+        process = forks().Process(target=warm.serve, args=(str(address),))
+        process.start()
+        while not address.exists():
+            assert process.is_alive()
+            time.sleep(0.05)
+        yield str(script)
+        process.kill()
+        process.join()
 
 
 @pytest.fixture

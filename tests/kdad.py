@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import multiprocessing
 import os
 import resource
 import signal
@@ -17,7 +16,7 @@ from typing import Any
 import yaml
 
 from tests.helpers import make_mvtec
-from tests.launcher import free_port
+from tests.launcher import forks, free_port
 from tests.needs import REPOSITORY
 
 MODES = {
@@ -41,7 +40,6 @@ MODES = {
     },
 }
 """What `accelerate launch` puts into the environment for the files below launch/accelerate."""
-PRELOAD = ["timm", "accelerate", "torch._dynamo", "scipy.ndimage", "sklearn.metrics", __name__]
 
 
 @dataclass
@@ -65,9 +63,7 @@ class Launched:
         first: of the top level of a module; called in each rank before the command.
         mode: one of MODES; but for ddp, one process is launched too.
         """
-        context = multiprocessing.get_context("forkserver")
-        # Imported once, in the process that all ranks are forked from.
-        context.set_forkserver_preload(PRELOAD)
+        context = forks()
         self.folder = tempfile.TemporaryDirectory()
         port = free_port()
         self.ranks = [

@@ -10,6 +10,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,23 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
+PRELOAD = [
+    *("timm", "accelerate", "torch._dynamo", "scipy.ndimage", "sklearn.metrics", "pytest"),
+    *("kdad_dist.train", "kdad_dist.score", "kdad_dist.report", "tests.kdad"),
+]
+"""What is slow to import is imported once, in the process that all others are forked from."""
+
+
+def forks() -> ForkServerContext:
+    """Makes processes that have imported PRELOAD."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    return context
+
+
 def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
     """A process that runs a function of the top level of a module; the caller ends it."""
-    context = multiprocessing.get_context("forkserver")
-    # What is slow to import is imported once, in the process that all others are forked from.
-    context.set_forkserver_preload(["timm", "accelerate", "torch._dynamo", "pytest", __name__])
-    process = context.Process(target=function, args=arguments, daemon=True)
+    process = forks().Process(target=function, args=arguments, daemon=True)
     process.start()
     return process
 

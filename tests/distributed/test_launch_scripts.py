@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,10 +24,11 @@ train: {steps: 4, batch_size: 4, check_every: 1}
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path, warm_python: str) -> Path:
     make_shards(tmp_path / "shards", size=32, packed_size=32)
     path = tmp_path / "tiny.yaml"
     path.write_text(CONFIG.replace("SHARDS", str(tmp_path / "shards")))
+    (tmp_path / "python").symlink_to(warm_python)
     return path
 
 
@@ -41,7 +41,7 @@ def script(
 ) -> subprocess.CompletedProcess[str]:
     """Runs launch/VERB.sh on a configuration, or on a run that lies beside one."""
     folder = next(path for path in subject.parents if (path / "tiny.yaml").exists())
-    own = {"KDAD_PYTHON": sys.executable, "KDAD_CACHE": str(folder / "cache")}
+    own = {"KDAD_PYTHON": str(folder / "python"), "KDAD_CACHE": str(folder / "cache")}
     return subprocess.run(
         [REPOSITORY / f"launch/{verb}.sh", subject, *overrides],
         cwd=folder,

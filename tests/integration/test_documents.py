@@ -47,7 +47,7 @@ OWN = {"mae_pretrain": "", "vitkd_cifar10": "method.teacher.backbone=hub"}
 """Instead of these, by the name of the recipe."""
 ELSEWHERE = {
     "CHANGELOG|docs/(config|log|architecture).md": "mentions, of what is typed in other documents",
-    "make (test|soak|check)$": "the tests themselves, the campaigns, and tests/architecture",
+    "make (test|coverage|soak|check)$": "the tests themselves, and their campaigns",
     "make demo|kdad demo": "tests/integration/test_demo.py, without the installation",
     "docs/results.md": "hours, on data sets that are not shipped; done by hand once",
     "sbatch|CONFIG --slurm": "tests/slurm/test_slurm.py and tests/unit/test_sweep.py",

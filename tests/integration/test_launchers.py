@@ -87,21 +87,23 @@ def test_a_launcher_that_starts_one_process_in_silence_is_found_out(config, opti
     assert not (run / "checkpoints").exists()
 
 
-def test_fsdp_is_not_dropped_in_silence_and_its_first_version_is_refused(config, tmp_path):
+def test_fsdp_is_not_dropped_in_silence_and_its_first_version_is_refused(
+    config, tmp_path, warm_python
+):
     words = ["--use_fsdp", "--num_processes", 1, "--num_machines", 1, "--fsdp_version"]
     program = ["-m", "kdad_dist", "train", config]
-    done = launch(*LAUNCH, *words, 2, *program, f"output={tmp_path / 'two'}")
+    done = launch(warm_python, *LAUNCH[1:], *words, 2, *program, f"output={tmp_path / 'two'}")
     assert done.returncode == 0, done.stderr
     assert "mode fsdp2" in done.stderr and "student: FSDP" in done.stderr
-    done = launch(*LAUNCH, *words, 1, *program, f"output={tmp_path / 'one'}")
+    done = launch(warm_python, *LAUNCH[1:], *words, 1, *program, f"output={tmp_path / 'one'}")
     assert done.returncode != 0
     assert "FSDP version 1" in done.stderr
     assert not (tmp_path / "one").exists()
 
 
-def test_one_process_needs_no_launcher(config):
+def test_one_process_needs_no_launcher(config, warm_python):
     run = config.parent / "one"
-    words = [sys.executable, "-m", "kdad_dist", "train", config, f"output={run}"]
+    words = [warm_python, "-m", "kdad_dist", "train", config, f"output={run}"]
     done = launch(*words)
     assert done.returncode == 0, done.stderr
     assert "1 process, mode ddp" in done.stderr

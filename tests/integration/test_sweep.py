@@ -4,14 +4,17 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tests.kdad import Launched, kdad, succeeds, until
+from tests.kdad import Launched, kdad, until
 from tests.sweeps import ODD, many
+from tests.warm import stands_in
 
 pytestmark = pytest.mark.launch
 
@@ -26,12 +29,18 @@ def state(run: Path) -> str:
     return json.loads((run / "status.json").read_text())["state"]
 
 
-def test_a_failing_class_does_not_stop_the_rest_and_is_made_up_for_later(config):
+@pytest.fixture(scope="module")
+def warm(warm_python: str) -> Callable[[], None]:
+    """Makes the runs of a sweep start at once."""
+    return partial(stands_in, warm_python)
+
+
+def test_a_failing_class_does_not_stop_the_rest_and_is_made_up_for_later(config, warm):
     sweep, shards = config.parent / "many", config.parent / "shards"
     [broken] = shards.glob("tile-train-*.tar")
     whole = broken.read_bytes()
     broken.write_bytes(whole[:1000])
-    failed = kdad("sweep", config, "--jobs", 2)
+    failed = kdad("sweep", config, "--jobs", 2, first=warm)
     assert failed.codes == [1], failed.text
     assert "1 of 2 runs failed" in failed.text and broken.name in failed.text
     table = json.loads((sweep / "table.json").read_text())
@@ -43,7 +52,8 @@ def test_a_failing_class_does_not_stop_the_rest_and_is_made_up_for_later(config)
 
     broken.write_bytes(whole)
     kept = (sweep / ODD / "metrics.json").stat().st_mtime_ns
-    succeeds("sweep", config)
+    again = kdad("sweep", config, first=warm)
+    assert again.codes == [0], again.text
     assert json.loads((sweep / "table.json").read_text())["complete"]
     assert (sweep / ODD / "metrics.json").stat().st_mtime_ns == kept
     selected, final = figures(sweep / ODD)
@@ -78,7 +88,9 @@ def figures(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return selected, final
 
 
-def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_another(config):
+def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_another(
+    config, warm
+):
     variants = config.parent / "variants.yaml"
     first = "optim.lr: 0.5"  # too high: the best student is an early one
     variants.write_text(
@@ -88,7 +100,7 @@ def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_a
     sweep = config.parent / "stopped"
     words = ["sweep", config, "name=stopped", f"output={sweep}", "data.category=tile"]
     words += ["--variants", variants]
-    launched = Launched(words, 1)
+    launched = Launched(words, 1, warm)
     lines = sweep / "early/metrics.jsonl"
     while not (lines.is_file() and lines.stat().st_size):
         assert launched.ranks[0].is_alive(), launched.wait().text
@@ -101,7 +113,7 @@ def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_a
     table = json.loads((sweep / "table.json").read_text())
     assert [run["reason"] for run in table["runs"]] == [None, "early is preempted"]
 
-    done = kdad(*words, timeout=400)
+    done = kdad(*words, timeout=400, first=warm)
     assert done.codes == [0], done.text
     assert "going on from step" in (sweep / "early.log").read_text()
     assert [state(sweep / name) for name in ("early", "late")] == ["finished", "finished"]

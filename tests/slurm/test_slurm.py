@@ -1,7 +1,6 @@
 """The jobs in slurm/, and `kdad sweep --slurm`, on a real SLURM that the tests start."""
 
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,12 +19,12 @@ SMALL = ("--gpus-per-node=0", "--cpus-per-task=1", "--time=10")
 
 
 @pytest.fixture(scope="module")
-def slurm() -> Iterator[Cluster]:
+def slurm(warm_python: str) -> Iterator[Cluster]:
     with cluster() as found:
         found.environment |= {
             "KDAD_MODE": "cpu",
             "KDAD_PROCESSES": "1",
-            "KDAD_PYTHON": sys.executable,
+            "KDAD_PYTHON": warm_python,
             "KDAD_LAUNCH": str(REPOSITORY / "launch"),
             "KDAD_MAIN_ADDRESS": "127.0.0.1",  # both nodes are this machine, under made-up names
             "GLOO_SOCKET_IFNAME": "lo",
@@ -54,7 +53,7 @@ def test_an_array_over_classes_survives_requeues_and_is_collected(
     assert shown.codes == [0] and "#SBATCH --signal=B:USR1@120" in shown.text, shown.text
     assert "# collect.sbatch:" in shown.text
     assert not (config.parent / "many").exists()
-    told = slurm.run(sys.executable, "-m", "kdad_dist", *words, "--json")
+    told = slurm.run(slurm.environment["KDAD_PYTHON"], "-m", "kdad_dist", *words, "--json")
     array, collect = json.loads(told)["jobs"]
     sweep = config.parent / "many"
     first, second, _ = CLASSES

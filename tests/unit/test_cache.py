@@ -4,8 +4,9 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +37,17 @@ def is_right(array: np.ndarray) -> bool:
     return np.array_equal(array.ravel(), np.arange(64 * 1024))
 
 
-def start(code: str, *arguments: str | Path) -> subprocess.Popen[str]:
-    """A process with `path`, the first argument, and the names above at hand."""
+@pytest.fixture
+def start(warm_python: str) -> Callable[..., subprocess.Popen[str]]:
+    """Starts a process; its arguments are those of `started` behind the first."""
+    return partial(started, warm_python)
+
+
+def started(python: str, code: str, path: Path) -> subprocess.Popen[str]:
+    """A process with `path` and the names above at hand."""
     head = "import sys, time; from pathlib import Path; from tests.unit.test_cache import *\n"
     return subprocess.Popen(
-        [sys.executable, "-c", head + "path = Path(sys.argv[1])\n" + code, *map(str, arguments)],
+        [python, "-c", head + "path = Path(sys.argv[1])\n" + code, str(path)],
         cwd=REPOSITORY,
         stdout=subprocess.PIPE,
         stdin=subprocess.PIPE,
@@ -90,7 +97,7 @@ def test_a_cache_whose_manifest_does_not_verify_is_made_again(tmp_path: Path, da
     assert is_right(filled(tmp_path / "a"))
 
 
-def test_a_kill_while_filling_leaves_nothing_that_is_trusted(tmp_path: Path):
+def test_a_kill_while_filling_leaves_nothing_that_is_trusted(tmp_path: Path, start):
     code = """
 def slow(array):
     array[:32] = 7
@@ -107,7 +114,7 @@ filled(path, slow)
     assert not (tmp_path / "a.partial").exists()
 
 
-def test_of_two_processes_one_fills_and_the_other_waits_for_it(tmp_path: Path):
+def test_of_two_processes_one_fills_and_the_other_waits_for_it(tmp_path: Path, start):
     code = """
 def slow(array):
     print("filling", flush=True)
@@ -120,7 +127,7 @@ print(is_right(filled(path, slow)), flush=True)
     assert answers == [["True"], ["filling", "True"]]
 
 
-def test_a_waiting_process_takes_over_when_the_other_is_killed(tmp_path: Path):
+def test_a_waiting_process_takes_over_when_the_other_is_killed(tmp_path: Path, start):
     slow = "print(1, flush=True); time.sleep(60)"
     first = start(f"filled(path, lambda array: exec({slow!r}))", tmp_path / "a")
     assert ask(first) == "1"
@@ -132,7 +139,7 @@ def test_a_waiting_process_takes_over_when_the_other_is_killed(tmp_path: Path):
     second.wait()
 
 
-def test_a_full_disk_is_an_error_before_anything_is_computed(tmp_path: Path):
+def test_a_full_disk_is_an_error_before_anything_is_computed(tmp_path: Path, start):
     code = """
 import resource
 resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
@@ -165,7 +172,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_its_remedy(tmp_path: Path)
         filled(tmp_path / "file" / "a")
 
 
-def test_the_share_of_memory_does_not_grow_with_the_number_of_processes(tmp_path: Path):
+def test_the_share_of_memory_does_not_grow_with_the_number_of_processes(tmp_path: Path, start):
     code = """
 array = filled_array(path, (64 << 20,), np.uint8, never, "bytes")
 print(int(array[::4096].sum()), flush=True)
@@ -198,7 +205,7 @@ def leave(done: int = 0) -> None:
     raise Preempted("asked to stop", "start again")
 
 
-def test_who_waits_for_another_process_that_fills_may_leave(tmp_path: Path):
+def test_who_waits_for_another_process_that_fills_may_leave(tmp_path: Path, start):
     slow = "print(1, flush=True); time.sleep(60)"
     first = start(f"filled(path, lambda array: exec({slow!r}))", tmp_path / "a")
     assert ask(first) == "1"

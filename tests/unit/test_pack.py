@@ -45,7 +45,9 @@ def described(out: Path) -> dict:
     return json.loads((out / INDEX_FILE).read_text())
 
 
-def start_pack(root: Path, out: Path, *arguments: str, prepare: str = "") -> subprocess.Popen:
+def start_pack(
+    root: Path, out: Path, python: str = sys.executable, prepare: str = ""
+) -> subprocess.Popen:
     """`pack` in a process of its own, one sample per shard."""
     program = (
         f"import sys; from pathlib import Path\n{prepare}\n"
@@ -53,7 +55,7 @@ def start_pack(root: Path, out: Path, *arguments: str, prepare: str = "") -> sub
         "pack(Path(sys.argv[1]), Path(sys.argv[2]), size=64, samples_per_shard=1, workers=2)"
     )
     return subprocess.Popen(
-        [sys.executable, "-c", program, str(root), str(out), *arguments],
+        [python, "-c", program, str(root), str(out)],
         cwd=REPOSITORY,
         stderr=subprocess.PIPE,
         text=True,
@@ -305,7 +307,7 @@ def test_a_killed_pack_is_taken_up_and_ends_with_the_same_bytes(tmp_path, finish
     assert content(out) == content(tmp_path / "whole")
 
 
-def test_a_pack_killed_at_any_moment_can_be_taken_up(tmp_path):
+def test_a_pack_killed_at_any_moment_can_be_taken_up(tmp_path, warm_python):
     root = make_mvtec(tmp_path / "in", train=10)
     pack(root, tmp_path / "whole", size=64, samples_per_shard=1)
     # Dies at the n-th rename, the moments at which something changes.
@@ -319,7 +321,7 @@ def test_a_pack_killed_at_any_moment_can_be_taken_up(tmp_path):
             "    return replace(self, target)\n"
             "Path.replace = dying"
         )
-        process = start_pack(root, out, prepare=killer)
+        process = start_pack(root, out, warm_python, killer)
         process.communicate()
         assert process.returncode == -signal.SIGKILL, f"37 renames are expected, not {moment}"
         assert not (out / INDEX_FILE).exists()
@@ -389,10 +391,10 @@ def test_an_unfinished_pack_with_other_options_or_files_is_refused(tmp_path):
         pack(root, tmp_path / "out", size=32, samples_per_shard=1)
 
 
-def test_two_packs_at_once_into_one_folder_are_sound(tmp_path):
+def test_two_packs_at_once_into_one_folder_are_sound(tmp_path, warm_python):
     root = make_mvtec(tmp_path / "in", train=60)
     pack(root, tmp_path / "whole", size=64, samples_per_shard=1)
-    processes = [start_pack(root, tmp_path / "out") for _ in range(3)]
+    processes = [start_pack(root, tmp_path / "out", warm_python) for _ in range(3)]
     errors = [process.communicate()[1] for process in processes]
     assert any(process.returncode == 0 for process in processes)
     for process, error in zip(processes, errors, strict=True):
