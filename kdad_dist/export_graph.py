@@ -51,7 +51,7 @@ class Graph(nn.Module):
         if image.shape[1] > self.size:  # a cut that takes all would be a step of the graph too
             window = middle(image.shape[1], self.size)
             image = image[:, window, window]
-        pixels = image.permute(0, 3, 1, 2) / 255
+        pixels = image.permute(0, 3, 1, 2).float() / 255  # a .pt2 then refuses floats
         # All tiles at once: a graph cannot count how many parts they would be.
         said = self.readout.finish(self.readout.predict(pixels, largest=None))
         given = {"pred_score": said.pred_score, "anomaly_map": said.anomaly_map}

@@ -101,6 +101,18 @@ def test_every_format_says_what_the_run_says_of_batches_of_any_size(exported):
     assert_both_say_what_the_run_says(exported)
 
 
+@pytest.mark.parametrize(
+    "image", [SQUARES / np.float32(255), SQUARES.transpose(0, 3, 1, 2), SQUARES[..., :1]]
+)
+def test_an_image_of_another_form_is_refused_by_both(exported, image):
+    session = onnxruntime.InferenceSession(exported / "export/detector.onnx")
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        session.run(None, {"image": image})
+    program = torch.export.load(exported / "export/detector.pt2").module()
+    with pytest.raises(RuntimeError, match=r"dtype mismatch|to be equal to"):
+        program(torch.from_numpy(image))
+
+
 @pytest.mark.parametrize("run", ["loramae", "mkd", "vitkd"], indirect=True)
 def test_every_method_can_be_exported(run):
     for kind in ("onnx", "torch"):
