@@ -6,6 +6,7 @@ an error that names the file.
 """
 
 import csv
+import io
 import math
 from dataclasses import field
 from pathlib import Path
@@ -265,7 +266,7 @@ def _damaged(path: Path, error: ValidationError) -> DataError:
 def _scores(path: Path) -> list[Score]:
     if not path.is_file():
         return []
-    rows = list(csv.DictReader(_text(path).splitlines()))
+    rows = list(csv.DictReader(io.StringIO(_text(path), newline="")))
     try:
         return TypeAdapter(list[Score]).validate_python(rows)
     except ValidationError as error:

@@ -48,6 +48,9 @@ class Status:
         said = files.read_json(self.path)
         return said.get("state") == "failed" or said.get("reason") == Interrupted().problem
 
+    def has_finished(self) -> bool:
+        return files.read_json(self.path).get("state") == "finished"
+
     @contextmanager
     def outcome(self) -> Iterator[None]:
         """Records how the block ends: finished, preempted, or failed with its reason."""
@@ -81,12 +84,14 @@ class Status:
 @contextmanager
 def building(run: Path, writes: bool) -> Iterator[None]:
     """Records why a run cannot start, or go on, where its directory holds one already, and that
-    it was stopped before it could.
+    it was stopped before it could. A finished one stays finished after a Ctrl-C.
     """
     try:
         yield
     except BaseException as error:
         status = after(run, writes)
+        if isinstance(error, KeyboardInterrupt) and status.has_finished():
+            raise
         if isinstance(error, Preempted):
             status.write("preempted", error.problem)
         elif any((run / name).is_file() for name in (CONFIG_FILE, STATUS_FILE)):

@@ -13,6 +13,8 @@ from kdad_dist.cli import main
 from kdad_dist.cli_text import say
 from kdad_dist.errors import DataError
 from kdad_dist.report import write_report
+from kdad_dist.report_data import read_run
+from kdad_dist.score_results import write_scores
 from tests.helpers_run import make_run, write_json
 from tests.unit.test_report import Page
 
@@ -62,6 +64,16 @@ def test_a_name_does_not_steer_the_terminal(tmp_path: Path, capsys, monkeypatch)
     said = capsys.readouterr().err
     assert r"\x1b]0;title\x07\x1b[2J\r\x9bgone" in said and "\n\tindented" in said
     assert not set(said) & set("\x1b\x07\r\x9b")
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@A1", 'a,"b"', "a\u2028b\nc"])
+def test_a_csv_file_holds_names_as_they_are_and_gives_them_back(tmp_path: Path, name: str):
+    run = make_run(tmp_path / "run")
+    names = dict.fromkeys(("key", "category", "defect_type"), name)
+    row = names | {"gt_label": 1, "pred_score": 0.5, "pred_label": 1}
+    write_scores(run / "scores/scores.csv", [row])
+    [found] = read_run(run).scores
+    assert [found.key, found.category, found.defect_type] == [name] * 3
 
 
 def test_every_template_escapes_by_itself_and_none_is_told_not_to():

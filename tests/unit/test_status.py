@@ -70,6 +70,17 @@ def test_a_run_that_cannot_go_on_says_why(tmp_path, before):
     assert step == (3 if before and "step" in before else 0)
 
 
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("finished", ("finished", None)), ("failed", ("preempted", "interrupted"))],
+)
+def test_a_start_that_is_left_by_ctrl_c_takes_nothing_back(tmp_path, before, after):
+    Status(tmp_path, 3, writes=True).write(before)
+    with pytest.raises(KeyboardInterrupt), building(tmp_path, writes=True):
+        raise KeyboardInterrupt
+    assert state(tmp_path) == after
+
+
 def test_what_never_became_a_run_has_no_outcome(tmp_path):
     fail_to_build(tmp_path)
     assert not list(tmp_path.iterdir())
