@@ -1,6 +1,6 @@
 """Multiresolution distillation: the bare training step and SmoothGrad, plain and ours.
 
-    python benchmarks/mkd.py [--threads 2] [--batch 16] [--size 128] [--copies 5]
+    python benchmarks/mkd.py [--threads 2] [--batch 16] [--size 128] [--images 2] [--copies 50]
 
 The plain ones do what the original does: float32, a teacher whose weights have gradients too, no
 cache; maps image by image and copy by copy. VGG16 with random weights, which take as long as
@@ -83,7 +83,8 @@ def our_smoothgrad(image: Tensor, copies: int, bf16: bool) -> Step:
 
 def main() -> None:
     parser = options(__doc__, batch=16, size=128)
-    parser.add_argument("--copies", type=int, default=5, help="noisy copies; their cost is linear")
+    parser.add_argument("--images", type=int, default=2, help="of SmoothGrad, each with its copies")
+    parser.add_argument("--copies", type=int, default=50)
     args = parser.parse_args()
     image = images(args)
     training = {
@@ -94,12 +95,13 @@ def main() -> None:
     }
     compare("training", training, args)
     del training
+    args.batch, image = args.images, image[: args.images]
     maps = {
         "plain, image by image": plain_smoothgrad(image, args.copies),
         "ours, float32": our_smoothgrad(image, args.copies, bf16=False),
         "ours, bf16": our_smoothgrad(image, args.copies, bf16=True),
     }
-    compare(f"SmoothGrad, {args.copies} copies", maps, args)
+    compare(f"SmoothGrad, {args.images} images, {args.copies} copies each", maps, args)
 
 
 if __name__ == "__main__":

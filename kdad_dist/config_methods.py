@@ -18,6 +18,8 @@ from kdad_dist.config_types import (
     PositiveFloat,
 )
 
+NOISE_COPIES, NOISE_DEVIATION = 50, 0.05
+
 
 @dataclass(frozen=True, config=CHECKED)
 class TeacherConfig:
@@ -33,7 +35,7 @@ class TeacherConfig:
 
 @dataclass(frozen=True, config=CHECKED)
 class StfpmConfig(MethodSection):
-    READING = ("combine", "read_layers")
+    READING, SAME_LOSS = ("combine", "read_layers"), ("cache_teacher",)
 
     name: Literal["stfpm"] = "stfpm"
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
@@ -112,6 +114,7 @@ class MkdTeacherConfig(TeacherConfig):
 @dataclass(frozen=True, config=CHECKED)
 class MkdConfig(DepthsConfig):
     READING = ("score_layers", "localise", "noise_copies", "noise_deviation", "stretch_maps")
+    SAME_LOSS = ("student", "use_bias", "cache_teacher")
 
     name: Literal["mkd"] = "mkd"
     teacher: MkdTeacherConfig = field(default_factory=MkdTeacherConfig)
@@ -128,9 +131,9 @@ class MkdConfig(DepthsConfig):
     the first training images; for equal weights."""
     localise: Literal["none", "gradient", "smoothgrad", "guided"] = "gradient"
     """How anomaly maps are made; "none": there are scores alone, much faster."""
-    noise_copies: Positive = 50
+    noise_copies: Positive = NOISE_COPIES
     """Noisy copies of an image over which `smoothgrad` averages."""
-    noise_deviation: PositiveFloat = 0.05
+    noise_deviation: PositiveFloat = NOISE_DEVIATION
     """Of their noise; images are in [0, 1]."""
     stretch_maps: bool = False
     """Stretch each map to [0, 1] by itself, cut off at its 99th percentile: maps can then not be
@@ -150,6 +153,12 @@ class MkdConfig(DepthsConfig):
             raise ValueError(
                 "stretch_maps is of maps, and localise=none makes none; set it to false"
             )
+        for key, default in (("noise_copies", NOISE_COPIES), ("noise_deviation", NOISE_DEVIATION)):
+            if self.localise != "smoothgrad" and getattr(self, key) != default:
+                raise ValueError(
+                    f"{key} is of localise=smoothgrad, and localise={self.localise} draws no "
+                    f"noise; set {key} to {default:g}"
+                )
 
     @property
     def draws_to_read(self) -> bool:
@@ -214,6 +223,7 @@ class InferenceConfig:
 @dataclass(frozen=True, config=CHECKED)
 class LoraMaeConfig(MethodSection):
     READING, COSTS = ("inference",), ("activation_checkpointing",)
+    SAME_LOSS = ("weights", "patch_embed", "lora", "freeze_non_lora", "freeze_random")
 
     name: Literal["loramae"] = "loramae"
     preset: str = "mae_vit_large_patch7"

@@ -38,6 +38,8 @@ class MethodSection:
     """Keys that decide how a trained student is read, and not what is trained."""
     COSTS: ClassVar[tuple[str, ...]] = ()
     """Keys that change what training costs, and not what comes out."""
+    SAME_LOSS: ClassVar[tuple[str, ...]] = ()
+    """Keys that change neither what is learnt nor by which loss, but who learns it."""
 
     @property
     def draws_to_read(self) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import quote
 
 from kdad_dist import __version__, files
-from kdad_dist.config import dump
+from kdad_dist.config import RunConfig, dump, flatten, plain
 from kdad_dist.errors import KdadError
 from kdad_dist.report import template
 from kdad_dist.report_charts import Chart
@@ -53,6 +53,8 @@ def write_page(sweep: Sweep, latex: bool = False, png: bool = False) -> Table:
         grids=grids(found),
         remarks=remarks(found),
         charts=charts,
+        curves=curves(sweep),
+        unlike=unlike(sweep),
         links=(runs := links(sweep, found)),
         first={link.name: link for link in reversed(runs)},
         config_text=dump(sweep.base),
@@ -119,12 +121,32 @@ def curves(sweep: Sweep) -> dict[str, str]:
     """The keys of the log to draw, and their titles.
 
     Ways to distil a classifier learn by sums of different losses: what they have in common is
-    cross-entropy, which is also the loss on held-out images.
+    cross-entropy, which is also the loss on held-out images. Of other methods' variants, losses
+    that are not the same are not drawn: on one axis they would look as if they compared.
     """
+    if unlike(sweep):
+        return {}
     train = {"loss": "Loss on training images"}
     if sweep.base.tells_classes:
         train = {"cross_entropy": "Cross-entropy on training images"}
     return train | {"val_loss": "Loss on held-out images"}
+
+
+def unlike(sweep: Sweep) -> list[str]:
+    """Keys by which the variants learn something else, or by another loss, than each other."""
+    if all(job.config.tells_classes for job in sweep.jobs):
+        return []
+    objectives = [objective(job.config) for job in sweep.jobs]
+    keys = {key for values in objectives for key in values}
+    return sorted(k for k in keys if len({repr(values.get(k)) for values in objectives}) > 1)
+
+
+def objective(config: RunConfig) -> dict[str, Any]:
+    """The dotted keys that decide what is learnt, and by which loss, and their values."""
+    method = config.method
+    others = {*method.READING, *method.COSTS, *method.SAME_LOSS}
+    values = {key: value for key, value in plain(config)["method"].items() if key not in others}
+    return dict(flatten(values, "method."))
 
 
 def result(sweep: Sweep, found: Table) -> str:

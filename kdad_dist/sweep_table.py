@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean, stdev
 
 from kdad_dist import files
@@ -13,6 +14,9 @@ Found = Mapping[str, Mapping[tuple[str, int], Table]]
 """By kind, then by class (or variant) and seed: mean figures of a run."""
 MISSING = ("category", "seed", "state", "reason")
 FILE = "table.json"
+NEUTRAL = {"name", "output", "checkpoint", "track"}
+"""Sections of a configuration that change no figure."""
+PUBLISHED = "pretrained"
 
 
 def write_table(sweep: Sweep) -> Table:
@@ -36,7 +40,8 @@ def table(sweep: Sweep) -> Table:
     `categories` (the classes or variants) hold for each figure its `mean` and sample `deviation`
     over seeds (null of one seed): `selected` of the checkpoint that was selected, `final` of the
     last one, and first in line of the one that `score.checkpoint` names; `published` and the
-    `difference` to it. `mean` holds the same of the classes; its deviation is that of the mean over
+    `difference` to it; `cautions` are what to mind of that, each with the classes that it is about.
+    `mean` holds the same of the classes; its deviation is that of the mean over
     classes, from seed to seed, and its `published` and `difference` are of the `compared` classes.
     """
     runs = [entry(job) for job in sweep.jobs]
@@ -67,9 +72,7 @@ def table(sweep: Sweep) -> Table:
         "categories": categories,
         # Of methods side by side, a mean says nothing.
         "mean": {"categories": count, **means} if sweep.rows == "class" else None,
-        "random": [
-            name for name in sweep.names if any(random(j) for j in sweep.jobs if j.name == name)
-        ],
+        "cautions": cautions(sweep),
         "published": {
             name: {key: asdict(figure) for key, figure in sweep.published[name].items()}
             for name in sweep.names
@@ -80,10 +83,35 @@ def table(sweep: Sweep) -> Table:
     }
 
 
-def random(job: Job) -> bool:
-    """Whether the run learns from a teacher that was never trained."""
-    teacher = getattr(job.config.method, "teacher", None)
-    return getattr(teacher, "weights", None) == "random"
+def cautions(sweep: Sweep) -> dict[str, list[str]]:
+    """What to mind when runs are compared with what is published: sentences, and the classes (or
+    variants) that each is about.
+    """
+    said: dict[str, list[str]] = {}
+    typed = [word for word in sweep.typed if word.split("=")[0].split(".")[0] not in NEUTRAL]
+    published = [name for name in sweep.names if name in sweep.published]
+    if typed and published:
+        said[
+            f"Set otherwise than in the configuration: {', '.join(typed)}. What is published "
+            "knows nothing of it: mind the differences."
+        ] = published
+    teachers: dict[str, list[str]] = {}
+    for job in sweep.jobs:
+        if (weights := own_teacher(job)) is not None:
+            names = teachers.setdefault(weights, [])
+            names += [job.name] * (job.name not in names)
+    for weights, names in teachers.items():
+        said[f"The teacher's weights are {weights} in: {', '.join(names)}."] = names
+    return said
+
+
+def own_teacher(job: Job) -> str | None:
+    """The weights of a run's teacher, where they are neither those that are published of it nor
+    another run of the sweep.
+    """
+    weights = getattr(getattr(job.config.method, "teacher", None), "weights", PUBLISHED)
+    is_of_sweep = any(Path(weights).is_relative_to(need.run) for need in job.needs)
+    return None if weights == PUBLISHED or is_of_sweep else weights
 
 
 def entry(job: Job) -> Table:

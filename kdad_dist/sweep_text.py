@@ -144,13 +144,7 @@ def remarks(found: Table) -> list[str]:
             keys += [METRICS[key]] * (METRICS[key] not in keys)
     for (source, note), keys in told.items():
         said.append(f"Published {' and '.join(keys)}: {quoted(source, note)}.")
-    if found["typed"] and found["published"]:
-        said.append(
-            f"Set otherwise than in the configuration: {', '.join(found['typed'])}. What is "
-            "published knows nothing of it: mind the differences."
-        )
-    if found["random"]:
-        said.append(f"The teacher's weights are random in: {', '.join(found['random'])}.")
+    said += found["cautions"]
     return said
 
 
@@ -215,7 +209,8 @@ def as_csv(found: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = [f"{key}{part}" for key in METRICS for part in PARTS]
-    writer.writerow(["category", "runs", "of", *columns, "is_mean", "published_from"])
+    ends = ["is_mean", "published_from", "cautions"]
+    writer.writerow(["category", "runs", "of", *columns, *ends])
     rows = [(name, row, False) for name, row in found["categories"].items()]
     count = sum(row["seeds"] for row in found["categories"].values())
     means = [("mean", found["mean"], True)] if found["mean"] else []
@@ -224,5 +219,6 @@ def as_csv(found: Table) -> str:
         figures = [at(row[key]) for key in METRICS for at in PARTS.values()]
         sources = {} if is_mean else found["published"].get(name, {})
         told = "; ".join(f"{key}: {quoted(**figure)}" for key, figure in sources.items())
-        writer.writerow([name, *runs, *figures, int(is_mean), told])
+        minded = " ".join(s for s, names in found["cautions"].items() if is_mean or name in names)
+        writer.writerow([name, *runs, *figures, int(is_mean), told, minded])
     return out.getvalue()

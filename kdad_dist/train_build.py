@@ -20,7 +20,7 @@ from kdad_dist.runtime.engine import Engine
 from kdad_dist.runtime.engines import build_engine
 from kdad_dist.runtime.finished import say_so
 from kdad_dist.runtime.flops import operations
-from kdad_dist.runtime.identity import frozen_weights
+from kdad_dist.runtime.identity import frozen_weights, refuse_others
 from kdad_dist.runtime.loaders import first_images, open_loaders
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.restore import start_from
@@ -80,6 +80,7 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
     index, method, identity, loader, held_out = shared(
         lambda: assemble(config, here, sources, newest is None, poll)
     )
+    refuse_others(identity)
     cost = operations(method, config.data.network_size)
     images = loader.samples_seen(loader.steps_per_epoch) // config.data.tiling.count
     log.info(account.expected(config, method, images, here.mode, here.world))

@@ -87,7 +87,8 @@ def make_mkd(
 ) -> Mkd:
     torch.set_num_threads(1)
     teacher = MkdTeacherConfig(backbone, "random", list(layers))
-    return Mkd(MkdConfig(teacher=teacher, **{"pool": False, "noise_copies": 3, **options}), size, 0)
+    noise = {"noise_copies": 3} if options.get("localise") == "smoothgrad" else {}
+    return Mkd(MkdConfig(teacher=teacher, **{"pool": False, **noise, **options}), size, 0)
 
 
 def make_vitkd(

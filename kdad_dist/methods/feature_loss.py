@@ -22,7 +22,7 @@ class Terms(NamedTuple):
 
 def terms(targets: Iterable[Tensor], features: Iterable[Tensor]) -> Terms:
     """Both distances of each image, float32, summed over the pairs of layers."""
-    pairs = [(t.float(), s.float()) for t, s in zip(targets, features, strict=True)]
+    pairs = [(_vectors(t), _vectors(s)) for t, s in zip(targets, features, strict=True)]
     return Terms(
         torch.stack([value(target, feature) for target, feature in pairs]).sum(dim=0),
         torch.stack([direction(target, feature) for target, feature in pairs]).sum(dim=0),
@@ -45,3 +45,12 @@ def direction(
     one, other = F.normalize(target.flatten(1)), F.normalize(feature.flatten(1))
     zeros = (~one.any(dim=1)).float() + (~other.any(dim=1)).float()  # whose squared length is not 1
     return ((one - other).square().sum(dim=1) + zeros) / 2
+
+
+def _vectors(features: Float[Tensor, "b ..."]) -> Float[Tensor, "b n"]:
+    """Each image's features in a row, float32; maps as channels-last networks leave them in memory,
+    so that nothing is copied.
+    """
+    if features.dim() == 4:
+        features = features.permute(0, 2, 3, 1)
+    return features.flatten(1).float()

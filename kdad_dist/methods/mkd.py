@@ -97,10 +97,8 @@ class Mkd(Method):
         image = self._input(image)
         guided = Guided() if self.config.localise == "guided" else nullcontext()
         with guided:
-            features = self._student_maps(image)
-        read = [layer in self.config.read for layer in self.config.teacher.layers]
-        pairs = zip(read, self._teacher_maps(image), features, strict=True)
-        targets, features = zip(*[(t, s) for chosen, t, s in pairs if chosen], strict=True)
+            features = self._read(self._student_maps(image))
+        targets = self._pooled(self._read(self.teacher(image)))
         return self._weighted(terms(targets, features))
 
     def targets(self, image: Float[Tensor, "b 3 h w"]) -> Features:
@@ -121,6 +119,10 @@ class Mkd(Method):
 
     def _input(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b 3 h w"]:
         return self.teacher.normalize(image) if self.config.normalize else image
+
+    def _read(self, maps: Features) -> Features:
+        layers = self.config.teacher.layers
+        return tuple(m for m, layer in zip(maps, layers, strict=True) if layer in self.config.read)
 
     def _teacher_maps(self, image: Float[Tensor, "b 3 h w"]) -> Features:
         return self._pooled(self.teacher(image))

@@ -20,6 +20,9 @@ Score = Callable[[Float[Tensor, "b 3 h w"]], Float[Tensor, " b"]]
 """Scores of images, each of which depends on its own image alone."""
 CLIP = 0.99
 """Quantile of an image's map at which it is cut off before it is stretched to [0, 1]."""
+CPU_PIXELS, GPU_PIXELS = 1 << 16, 1 << 20
+"""Of noisy copies that go through the networks at a time. On a CPU, fewer leave it waiting for
+weights, and more for memory, beyond its caches; a GPU wants to be busy."""
 
 
 def input_gradient(
@@ -41,12 +44,19 @@ def smooth_gradient(
     A copy's noise is drawn from (seed, copy) and is the same for every image, so that the result
     does not depend on the batch that an image stands in.
     """
+    number = torch.tensor([seed], device=image.device)
+    at_once = CPU_PIXELS if image.device.type == "cpu" else GPU_PIXELS
+    images = max(1, min(len(image), at_once // image[0, 0].numel()))
+    together = max(1, at_once // (images * image[0, 0].numel()))
     total = torch.zeros_like(image)
-    shape = image.shape[1:]
-    for copy in range(copies):
-        number = torch.tensor([seed], device=image.device)
-        noise = normal(number, shape.numel(), stream=copy).view(shape)
-        total += input_gradient(score, image + deviation * noise)[0]
+    for first in range(0, copies, together):
+        noise = [
+            deviation * normal(number, image[0].numel(), stream=copy).view(image.shape[1:])
+            for copy in range(first, min(first + together, copies))
+        ]
+        for part, sums in zip(image.split(images), total.split(images), strict=True):
+            noisy = torch.cat([part + drawn for drawn in noise])
+            sums += input_gradient(score, noisy)[0].unflatten(0, (len(noise), len(part))).sum(dim=0)
     return total / copies
 
 

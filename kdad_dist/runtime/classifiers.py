@@ -16,7 +16,13 @@ from kdad_dist.methods.classkd import build_student
 from kdad_dist.models.backbone_classifier import KnownClassifier
 from kdad_dist.models.discriminator import Rivals
 from kdad_dist.runtime.identity import SOURCES, frozen_tensors
-from kdad_dist.runtime.manifest import first_sound, published, ranked, read_manifest
+from kdad_dist.runtime.manifest import (
+    first_sound,
+    published,
+    ranked,
+    read_manifest,
+    verify,
+)
 from kdad_dist.runtime.rundir import STATUS_FILE
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import gathered, rank_here, shared
@@ -139,6 +145,7 @@ def open_run(run: Path, sources: Sources) -> KnownClassifier:
             f"{run} holds no sound checkpoint that the main process sees",
             "train it first, until it has saved one",
         )
+    verify(path)  # the main process has, but this one may see another disk
     opened = partial(open_run, sources=sources)
     student = build_student(method, len(classes), config.data.image_size, config.seed, opened)
     body, tensors = read_manifest(path), Tensors(student)

@@ -2,8 +2,10 @@
 
 from torch import nn
 
+from kdad_dist.errors import DataError
 from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import tensors_hash, weights_hash
+from kdad_dist.runtime.together import gathered, shared
 
 SOURCES = {
     "data": "the content of data.shards",
@@ -31,3 +33,26 @@ def frozen_tensors(student: nn.Module, derived: frozenset[str] = frozenset()) ->
         if not parameter.requires_grad and name not in derived
     }
     return {"base": tensors_hash(base)} if base else {}
+
+
+def refuse_others(identity: dict[str, str]) -> None:
+    """Collective.
+
+    Raises:
+        DataError: on all processes, where one of them has read something else than the main one,
+            of a disk of its own say.
+    """
+    found = gathered(identity)
+
+    def check() -> None:
+        for rank, other in enumerate(found):
+            names = [
+                what for name, what in SOURCES.items() if other.get(name) != found[0].get(name)
+            ]
+            if names:
+                raise DataError(
+                    f"process {rank} has read something else than process 0: {', '.join(names)}",
+                    "give all machines the same files, or one disk that they share",
+                )
+
+    shared(check)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from kdad_dist.config_methods import MkdConfig, MkdTeacherConfig
 from kdad_dist.draws import normal
+from kdad_dist.methods import saliency
 from kdad_dist.methods.feature_loss import direction
 from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.readout import opened
@@ -140,13 +141,30 @@ def test_the_gradient_map_is_autograds_through_both_networks(images: Tensor) -> 
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_smoothgrad_is_the_mean_gradient_at_noisy_images(images: Tensor) -> None:
-    """Of sum x^3 / 3, whose gradient is x^2."""
+@pytest.mark.parametrize("at_once", [1, 2 * 32 * 32, 4 * 32 * 32, saliency.CPU_PIXELS])
+def test_smoothgrad_is_the_mean_gradient_at_noisy_images(
+    at_once: int, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of sum x^3 / 3, whose gradient is x^2; however many copies are taken at a time."""
+    monkeypatch.setattr(saliency, "CPU_PIXELS", at_once)
     found = smooth_gradient(lambda x: (x**3 / 3).sum((1, 2, 3)), images, 3, 0.1, seed=5)
     seed = torch.tensor([5])
     noise = [normal(seed, 3 * 32 * 32, stream=i).view(3, 32, 32) for i in range(3)]
     expected = sum((images + 0.1 * n) ** 2 for n in noise) / 3
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+
+
+def test_maps_of_smoothgrad_are_those_of_one_image_and_one_copy_at_a_time(images: Tensor) -> None:
+    method = make(localise="smoothgrad", noise_copies=3)
+    expected = []
+    for image in images:
+        gradients = []
+        for number in range(3):
+            noise = normal(torch.tensor([0]), 3 * 32 * 32, stream=number).view(3, 32, 32)
+            gradients.append(input_gradient(method.score, (image + 0.05 * noise)[None])[0])
+        expected.append(magnitude(sum(gradients) / 3))
+    found = method.predict(images).anomaly_map
+    torch.testing.assert_close(found, torch.cat(expected), rtol=0, atol=1e-6)
 
 
 def test_noise_is_normal_and_depends_on_seed_and_stream_alone() -> None:

@@ -1,9 +1,11 @@
 """Every method as a whole: parallel equals serial, resumed equals undisturbed, scored alike."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,8 @@ def test_the_losses_do_not_depend_on_the_number_of_processes(trained):
 
 def test_sharding_the_student_or_keeping_the_teachers_output_changes_no_loss(trained):
     launches = [("run2", "fsdp2", 2, ""), ("run2", "zero3", 2, "")]
+    if trained.stem == "classkd":
+        launches.append(("run2", "zero2", 2, ""))
     if trained.stem != "loramae":
         launches.append(("run1", "ddp", 1, "method.cache_teacher=true"))
     for expected, mode, processes, more in launches:
@@ -84,6 +88,18 @@ def test_sharding_the_student_or_keeping_the_teachers_output_changes_no_loss(tra
         words = ["train", trained, f"output={run}", *more.split()]
         succeeds(*words, processes=processes, mode=mode)
         assert apart(trained.parent / expected, run) < 1e-5
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mode", ["zero1", "zero2"])
+def test_divided_moments_and_gradients_change_no_loss_and_resume_to_the_same_bits(trained, mode):
+    whole, stopped = (trained.parent / f"{name}-{mode}" for name in ("whole", "stopped"))
+    succeeds("train", trained, f"output={whole}", processes=3, mode=mode)
+    assert apart(trained.parent / "run2", whole) < 1e-5
+    words = ["train", trained, f"output={stopped}"]
+    assert kdad(*words, "train.max_time=1e-9", processes=3, mode=mode).codes == [75] * 3
+    succeeds(*words, processes=3, mode=mode)
+    assert lines(stopped) == lines(whole) and weights(stopped) == weights(whole)
 
 
 def test_a_stopped_run_ends_as_the_undisturbed_one_and_on_more_processes(trained):
@@ -121,8 +137,9 @@ def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained, tmp_path
     serial = results(run)
     # From here on its own teacher is out of reach.
     teacher = (trained.parent / "teacher").rename(tmp_path / "teacher")
-    succeeds("score", run, processes=3)
-    assert results(run) == serial
+    for processes in (2, 3, 4):
+        succeeds("score", run, processes=processes)
+        assert results(run) == serial, f"{processes} processes"
     metrics = json.loads((run / "metrics.json").read_text())
     counts = np.array(metrics["confusion"]["images"])
     assert counts.sum(1).tolist() == [4, 4, 4] and metrics["held_out"]["images"] == 5
@@ -201,6 +218,32 @@ def test_a_teacher_that_has_not_finished_is_refused_with_its_step(trained, tmp_p
         dry_run(load(trained, words), 1, "ddp")
 
 
+def in_a_folder_of_its_own(root: Path) -> None:
+    os.chdir(root / os.environ["RANK"])
+
+
+@pytest.mark.parametrize("trained", ["classkd"], indirect=True)
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [("run1", "process 1 has read something else than process 0"), ("damaged", "sha256")],
+)
+def test_a_teacher_that_is_another_one_for_one_process_is_refused_by_all(
+    trained, tmp_path, other, said
+):
+    shutil.copytree(trained.parent / "teacher", tmp_path / "0/teacher")
+    is_damaged = other == "damaged"
+    source = trained.parent / ("teacher" if is_damaged else other)
+    theirs = shutil.copytree(source, tmp_path / "1/teacher")
+    for file in theirs.rglob("*.distcp") if is_damaged else ():
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    words = ["train", trained, f"output={tmp_path / 'run'}", "method.teacher.weights=teacher"]
+    outcome = kdad(*words, processes=2, first=partial(in_a_folder_of_its_own, tmp_path))
+    assert outcome.codes == [1, 1] and outcome.text.count("kdad: ") == 1, outcome.text
+    assert said in outcome.text and not list(tmp_path.rglob("run/checkpoints/step_*"))
+
+
 @pytest.mark.parametrize("trained", ["classkd"], indirect=True)
 @pytest.mark.parametrize(
     ("changes", "problem"),
@@ -228,12 +271,13 @@ def test_without_maps_there_are_scores_and_pixel_metrics_say_why_not(trained, tm
     run = shutil.copytree(trained.parent / "run1", tmp_path / "run")
     succeeds("score", run)
     scores = [row.split(",")[4] for row in (run / "scores/scores.csv").read_text().splitlines()]
-    succeeds("score", run, "method.localise=none")
+    none = ("method.localise=none", "method.noise_copies=50")
+    succeeds("score", run, *none)
     rows = (run / "scores/scores.csv").read_text().splitlines()
     assert [row.split(",")[4] for row in rows] == scores
     tile = json.loads((run / "metrics.json").read_text())["categories"]["tile"]
     assert tile["image_auroc"] is not None and tile["pixel_auroc"] is None
     assert "map" in tile["notes"]["pixel_auroc"]
     write_report(run)
-    outcome = kdad("score", run, "method.localise=none", "score.standardise=true")
+    outcome = kdad("score", run, *none, "score.standardise=true")
     assert outcome.codes == [1] and "no maps" in outcome.text

@@ -11,7 +11,7 @@ from kdad_dist.config import find, recipe_names, recipes_directory
 from kdad_dist.errors import DataError
 from kdad_dist.report_tables import curve
 from kdad_dist.sweep import Sweep
-from kdad_dist.sweep_page import curves, write_page
+from kdad_dist.sweep_page import curves, unlike, write_page
 from kdad_dist.sweep_plan import plan, plan_variants
 from kdad_dist.sweep_published import read_published
 from kdad_dist.sweep_table import write_table
@@ -131,8 +131,11 @@ def test_a_figure_stands_beside_the_published_one_and_means_are_of_the_same_clas
         rows = {row["category"]: row for row in csv.DictReader(file)}
     assert float(rows["zip"]["image_auroc_difference"]) == pytest.approx(0.1)
     assert rows[ODD]["image_auroc_published"] == rows[ODD]["published_from"] == ""
+    random = f"The teacher's weights are random in: {ODD}, zip."
+    assert [row["cautions"] for row in rows.values()] == [random] * 3
+    assert found["cautions"] == {random: [ODD, "zip"]}
     assert rows["zip"]["published_from"] == "image_auroc: A, 2021 (chosen on test images)"
-    assert f"The teacher's weights are random in: {ODD}, zip." in lines
+    assert random in lines
 
 
 def test_before_anything_is_scored_the_configuration_says_which_figures_there_will_be(
@@ -159,16 +162,44 @@ def test_curves_of_ways_to_distil_show_the_cross_entropy_of_the_student(tmp_path
     assert curve(told, "val_loss") == [(2, 1.0)]
 
 
+def test_losses_that_do_not_compare_share_no_axis(config, tmp_path):
+    (tmp_path / "ways.yaml").write_text(
+        "one: {}\ntwo: {method.combine: sum, optim.lr: 0.1, method.cache_teacher: true}\n"
+    )
+    for ways, keys in (("", []), ("three: {method.teacher.layers: [2]}", ["teacher.layers"])):
+        with (tmp_path / "ways.yaml").open("a") as file:
+            file.write(ways)
+        sweep = plan_variants(str(config), [], str(tmp_path / "ways.yaml"), 1)
+        assert unlike(sweep) == [f"method.{key}" for key in keys]
+        assert bool(curves(sweep)) == (not keys)
+    for job in sweep.jobs:
+        finish(job, image_auroc=0.5)
+        write_log(job.run / "metrics.jsonl", 40)
+    write_page(sweep)
+    page = Page((sweep.directory / "report.html").read_text())
+    assert "the variants learn by different losses (method.teacher.layers)" in page.text
+    assert page.count("svg") == 1  # of the figures
+
+
 def test_of_variants_there_is_no_mean(config, tmp_path):
     (tmp_path / "ways.yaml").write_text("one: {}\ntwo: {method.combine: sum}")
     (tmp_path / "ways.csv").write_text("class,metric,value,source,note\none,pixel_ap,0.5,A,\n")
-    sweep = plan_variants(str(config), ["data.category=zip"], str(tmp_path / "ways.yaml"), 1)
+    typed = ["data.category=zip", "track.wandb=disabled", "method.teacher.weights=own.pth"]
+    sweep = plan_variants(str(config), typed, str(tmp_path / "ways.yaml"), 1)
     for job in sweep.jobs:
         finish(job, pixel_ap=0.75)
     found = write_table(sweep)
     assert found["mean"] is None and found["rows"] == "variant"
-    told = "Set otherwise than in the configuration: data.category=zip. "
-    assert told in (sweep.directory / "table.md").read_text()
+    told = (
+        f"Set otherwise than in the configuration: {typed[0]}, {typed[2]}. What is published "
+        "knows nothing of it: mind the differences."
+    )
+    theirs = "The teacher's weights are own.pth in: one, two."
+    text = (sweep.directory / "table.md").read_text()
+    assert told in text and theirs in text
+    assert found["cautions"] == {told: ["one"], theirs: ["one", "two"]}
+    with (sweep.directory / "table.csv").open() as file:
+        assert [row["cautions"] for row in csv.DictReader(file)] == [f"{told} {theirs}", theirs]
     assert found["categories"]["one"]["pixel_ap"]["difference"] == 0.25
     assert "mean" not in (sweep.directory / "table.csv").read_text().split("is_mean")[1]
 
@@ -236,6 +267,19 @@ def test_shipped_variants_are_those_of_their_recipe_and_what_is_published_of_the
             assert [job.name for job in alone] == ["ce-r18-frozen", "ce-r18-unfrozen"]
             method = unfrozen.config.method
             assert method.explain and method.beside.weights == str(alone[1].run)
+
+
+def test_a_variant_says_when_the_one_that_it_is_compared_with_has_failed(tmp_path) -> None:
+    ways = plan_variants("classkd_cifar10", [f"output={tmp_path}"], "classkd_cifar10", 1)
+    jobs = {job.name: job for job in ways.jobs}
+    finish(jobs["ce-r50-frozen"], accuracy=0.5)  # the teacher
+    neighbour = jobs["ce-r18-unfrozen"].run
+    neighbour.mkdir()
+    (neighbour / "status.json").write_text('{"state": "failed", "reason": "no"}')
+    write_table(ways)
+    text = (tmp_path / "table.md").read_text()
+    assert "- kd-unfrozen, seed 0: not started: ce-r18-unfrozen failed\n" in text
+    assert "- kd-frozen, seed 0: not started: ce-r18-frozen not started\n" in text
 
 
 def test_the_page_of_a_sweep_shows_tables_curves_links_and_what_is_missing(config):
