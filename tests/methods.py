@@ -74,9 +74,12 @@ def tiny(method: str, **sections: dict[str, Any]) -> dict[str, Any]:
 # ---- as modules ----------------------------------------------------------------------------------
 
 
-def make_stfpm(backbone: str = "test_resnet", **options: Any) -> Stfpm:
+def make_stfpm(
+    backbone: str = "test_resnet", layers: tuple[int, ...] = (1, 2), **options: Any
+) -> Stfpm:
     torch.set_num_threads(1)
-    return Stfpm(StfpmConfig(teacher=TeacherConfig(backbone, "random", [1, 2]), **options), seed=0)
+    teacher = TeacherConfig(backbone, "random", list(layers))
+    return Stfpm(StfpmConfig(teacher=teacher, **options), seed=0)
 
 
 def make_mkd(

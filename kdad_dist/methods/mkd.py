@@ -21,6 +21,7 @@ from kdad_dist.methods.saliency import (
 )
 from kdad_dist.models.backbone import FeatureNet, Level, build_student, build_teacher
 from kdad_dist.models.cloner import build_cloner
+from kdad_dist.models.dropout import drop_by
 from kdad_dist.types import Batch, Features, Losses, Prediction
 
 BALANCE = "direction_balance"
@@ -61,6 +62,7 @@ class Mkd(Method):
 
     def forward(self, batch: Batch) -> Losses:
         """Per image, both distances summed over the layers, and their weighted sum."""
+        drop_by(self.student, batch.seed)
         image = self._input(batch.image)
         targets = batch.targets
         if targets is None:
@@ -74,6 +76,7 @@ class Mkd(Method):
         """Finds the factor that makes both terms equal (Salehi et al., section 3.1)."""
         twin = copy.deepcopy(self)  # whose BatchNorms count these images
         twin.train()
+        drop_by(twin, torch.arange(len(image), device=image.device))
         image = self._input(image)
         found = terms(twin._teacher_maps(image), twin._student_maps(image))
         self._balance.copy_(found.value.sum() / found.direction.sum().clamp_min(1e-12))
@@ -138,7 +141,7 @@ class Mkd(Method):
         """Raises ConfigError where the networks do not fit each other at this size of image, or
         have no ReLU to guide.
         """
-        twin = copy.deepcopy(self).to("meta")  # where nothing is computed
+        twin = copy.deepcopy(self).to("meta").eval()  # where nothing is computed
         image = torch.zeros(2, 3, image_size, image_size, device="meta")
         try:
             maps = (twin._teacher_maps(image), twin._student_maps(image))

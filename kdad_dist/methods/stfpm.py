@@ -11,6 +11,7 @@ from torch import Tensor
 from kdad_dist.config_methods import StfpmConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.models.backbone import FeatureNet, build_student, build_teacher
+from kdad_dist.models.dropout import drop_by
 from kdad_dist.types import Batch, Features, Losses, Prediction
 
 
@@ -31,6 +32,7 @@ class Stfpm(Method):
 
     def forward(self, batch: Batch) -> Losses:
         """Per image, the sum over layers of the mean distance over positions (eq. 2 to 4)."""
+        drop_by(self.student, batch.seed)
         image = self._input(batch.image)
         targets = batch.targets if batch.targets is not None else self._teacher_maps(image)
         losses = {

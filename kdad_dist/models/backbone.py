@@ -9,12 +9,15 @@ from typing import Any, Literal, NamedTuple
 import timm
 import torch
 from jaxtyping import Float
+from timm.layers.drop import DropPath
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from kdad_dist.config_methods import TeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
+from kdad_dist.models.dropout import RowDropout
 from kdad_dist.models.weights import fetch, load_weights, local_file, read_weights
 from kdad_dist.types import Features
 
@@ -88,8 +91,33 @@ def build_teacher(config: TeacherConfig, seed: int) -> FeatureNet:
 
 
 def build_student(config: TeacherConfig, seed: int) -> FeatureNet:
-    """A network like the teacher, with random weights that differ from a random teacher's."""
-    return build_backbone(config.backbone, "random", config.layers, seed, "student")
+    """A network like the teacher, with random weights that differ from a random teacher's.
+
+    Raises:
+        As `build_backbone` and `drop_by_image`.
+    """
+    student = build_backbone(config.backbone, "random", config.layers, seed, "student")
+    drop_by_image(student, config.backbone)
+    return student
+
+
+def drop_by_image(network: nn.Module, name: str) -> None:
+    """Has a network of timm drop its branches, in training, by the images' own seeds.
+
+    Raises:
+        ConfigError: it also drops values by torch's generator, which draws for a batch as a whole.
+    """
+    for path, module in list(network.named_modules()):
+        if isinstance(module, DropPath):
+            network.set_submodule(path, RowDropout(module.drop_prob, whole=True))
+        rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "drop_rate", 0)
+        if rate:
+            raise ConfigError(
+                f"{name} cannot be trained here: its {type(module).__name__} drops values by "
+                "numbers that torch draws for a batch as a whole, so that a training would depend "
+                "on the number of processes and could not be resumed exactly",
+                "choose a network without dropout, such as resnet18.tv_in1k or a Swin transformer",
+            )
 
 
 def build_backbone(

@@ -16,7 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kdad_dist.config_classkd import ClassifierConfig, ClassTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
-from kdad_dist.models.backbone import check_name, options_of, pretrained_file
+from kdad_dist.models.backbone import check_name, drop_by_image, options_of, pretrained_file
 from kdad_dist.models.dropout import RowDropout
 from kdad_dist.models.weights import MANIFEST, load_weights, read_weights
 
@@ -100,7 +100,8 @@ def build_classifier(
     """A network to be trained, in channels-last memory format.
 
     Raises:
-        ConfigError: there is no such backbone, or it has no BatchNorm that could be trained alone.
+        ConfigError: there is no such backbone, it has no BatchNorm that could be trained alone, or
+            dropout that does not follow the images' seeds.
         WeightsError: the weights cannot be had, or do not fit.
     """
     check_name(config.backbone, f"{KEY}.backbone")
@@ -109,6 +110,7 @@ def build_classifier(
         pretrained = pretrained_file(config.backbone, f"{KEY}.weights")
     with seeded(seed, "student"):
         network = assemble(config.backbone, config.head, classes, image_size, pretrained)
+    drop_by_image(network.encoder, config.backbone)
     if config.weights not in {"pretrained", "random"}:
         path = Path(config.weights)
         tensors = open_run(path).tensors if path.is_dir() else read_weights(path, f"{KEY}.weights")

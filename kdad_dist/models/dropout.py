@@ -26,11 +26,12 @@ class RowDropout(nn.Module):
 
     Args:
         rate: of the values that are dropped, from 0 to below 1.
+        whole: all values of an image or none: a residual branch (stochastic depth).
     """
 
-    def __init__(self, rate: float) -> None:
+    def __init__(self, rate: float, whole: bool = False) -> None:
         super().__init__()
-        self.rate = rate
+        self.rate, self.whole = rate, whole
         self.seed: Tensor | None = None
         self.stream = 0
 
@@ -44,9 +45,10 @@ class RowDropout(nn.Module):
         if not self.training or dropped == 0:
             return values
         assert self.seed is not None, "drop_by was not called"
-        count = math.prod(values.shape[1:])
+        shape = (len(values), *[1] * (values.dim() - 1)) if self.whole else values.shape
+        count = math.prod(shape[1:])
         numbers = hashes(self.seed[: len(values)], -(-count // 4), self.stream).view(torch.int16)
-        drop = numbers[:, :count].reshape(values.shape) < dropped - STEPS // 2
+        drop = numbers[:, :count].reshape(shape) < dropped - STEPS // 2
         return values.masked_fill(drop, 0) * (STEPS / (STEPS - dropped))
 
 

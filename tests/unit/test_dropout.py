@@ -1,14 +1,27 @@
 """What an image loses by dropout hangs on its own seed, on the layer, and on nothing else."""
 
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from kdad_dist.config_classkd import ClassifierConfig
 from kdad_dist.config_methods import LoraConfig, LoraMaeConfig
+from kdad_dist.errors import ConfigError
+from kdad_dist.methods.base import Method
 from kdad_dist.methods.loramae import LoraMae
+from kdad_dist.models.backbone_classifier import KnownClassifier, build_classifier
 from kdad_dist.models.dropout import RowDropout, drop_by
 from kdad_dist.types import Batch
-from tests.methods import batch, gradients, make_vitkd
+from tests.methods import batch, gradients, make_mkd, make_stfpm, make_vitkd
+
+
+def no_run(run: Path) -> KnownClassifier:
+    raise AssertionError(run)
+
 
 SEEDS = torch.tensor([5, -7, 1 << 60, 11])
 
@@ -67,6 +80,43 @@ def test_a_transformer_in_training_judges_each_image_alone() -> None:
     torch.testing.assert_close(method(one)["loss"], expected[1:])
     other = Batch(both.image, both.row, both.seed + 2)
     assert (method(other)["loss"] != expected).all()
+
+
+def test_a_branch_is_dropped_as_a_whole_by_the_image() -> None:
+    layer, seed = RowDropout(0.25, whole=True), torch.arange(4000)
+    drop_by(layer, seed)
+    given = layer(torch.ones(4000, 3, 2))
+    assert (given == given[:, :1, :1]).all() and len(given.unique()) == 2
+    assert given.mean() == pytest.approx(1, abs=5 * (0.25 * 0.75 / 4000) ** 0.5 / 0.75)
+
+
+@pytest.mark.parametrize(
+    "make", [make_stfpm, partial(make_mkd, student="same", balance=True, value_weight=1.0)]
+)
+def test_a_student_that_drops_branches_learns_the_same_on_any_number_of_processes(
+    make: Callable[..., Method],
+) -> None:
+    method = make("focalnet_tiny_srf", layers=(0, 1)).train()
+    paths = [m for m in method.student.modules() if isinstance(m, RowDropout)]
+    assert [layer.rate for layer in paths if layer.rate] and all(layer.whole for layer in paths)
+    for layer in paths:
+        layer.rate = 0.5
+    both = batch(4)
+    method.prepare(both.image)
+    before, expected = torch.get_rng_state(), method(both)["loss"]
+    parts = [Batch(both.image[i::2], both.row[i::2], both.seed[i::2]) for i in (0, 1)]
+    for i, part in enumerate(parts):
+        torch.testing.assert_close(method(part)["loss"], expected[i::2])
+    other = Batch(both.image, both.row, both.seed + 4)
+    assert (method(other)["loss"] != expected).any()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", ["rexnet_100", "ghostnet_050"])
+def test_a_student_whose_dropout_is_drawn_for_the_batch_is_refused(name: str) -> None:
+    config = ClassifierConfig(backbone=name, weights="random")
+    with pytest.raises(ConfigError, match="draws for a batch as a whole"):
+        build_classifier(config, 3, 32, 0, no_run)
 
 
 def test_what_is_computed_again_in_the_backward_pass_loses_the_same() -> None:
