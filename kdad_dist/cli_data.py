@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kdad_dist.cli_choices import Json, Layout, Resize
-from kdad_dist.cli_text import answer, say, summary
+from kdad_dist.cli_text import answer, say, summary, tell
 from kdad_dist.errors import DataError
 
 
@@ -47,9 +47,7 @@ def pack(
             skip_bad=skip_bad,
             progress=bar.at,
         )
-    say(summary(asdict(result)))
-    if as_json:
-        answer(asdict(result))
+    tell(summary(asdict(result)), asdict(result), as_json)
 
 
 def verify(

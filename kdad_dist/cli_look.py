@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdad_dist.cli_choices import Json, Overrides, recipes
-from kdad_dist.cli_text import answer, say
+from kdad_dist.cli_text import answer, tell
 from kdad_dist.errors import CheckpointError, UsageError
 
 
@@ -60,9 +60,7 @@ def compare(
     from kdad_dist.compare_text import told
 
     facts = compare_runs(runs, images)
-    say(told(facts))
-    if as_json:
-        answer(facts)
+    tell(told(facts), facts, as_json)
 
 
 def doctor(
@@ -85,18 +83,16 @@ def doctor(
         from kdad_dist.runtime.exchange import measure
 
         facts = measure()
-        say(told(facts))
-        if as_json:
-            answer(facts)
+        tell(told(facts), facts, as_json)
         return
     from dataclasses import asdict
 
-    from kdad_dist import doctor_text
     from kdad_dist.config import load
     from kdad_dist.doctor import Request
+    from kdad_dist.doctor_text import refuse_problems, show
 
     checked = None if config is None else load(config, overrides or [])
-    found = doctor_text.show(Request(checked, directory or [], launch))
+    found = show(Request(checked, directory or [], launch))
     if as_json:
         answer({"findings": [asdict(finding) for finding in found]})
-    doctor_text.refuse_problems(found)
+    refuse_problems(found)

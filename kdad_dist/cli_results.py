@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kdad_dist.cli_choices import Format, Json, Overrides, Run
-from kdad_dist.cli_text import answer, exported, say
+from kdad_dist.cli_text import exported, say, tell
 from kdad_dist.errors import UsageError
 
 
@@ -49,6 +49,4 @@ def export(
     from kdad_dist.export import export as export_run
 
     facts = export_run(load_run(run, overrides or []), format.value, compare)
-    say(exported(facts))
-    if as_json:
-        answer(facts)
+    tell(exported(facts), facts, as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdad_dist.cli_choices import Config, Json, Mode, Overrides, Run
-from kdad_dist.cli_text import answer, judged, say
+from kdad_dist.cli_text import judged, say, tell
 from kdad_dist.errors import UsageError
 
 
@@ -43,9 +43,7 @@ def train(
         from kdad_dist.train_dryrun import told
 
         facts = foresee(checked, processes or 1, mode or Mode.DDP)
-        say(told(facts))
-        if as_json:
-            answer(facts)
+        tell(told(facts), facts, as_json)
         return
     if processes or mode or as_json:
         raise UsageError(
@@ -93,9 +91,7 @@ def score(
 
             path, facts = predict(config, images, out, stop)
         if facts:
-            say(f"{judged(facts)}\n{speed(facts['provenance'])}\nscores: {path}")
-            if as_json:
-                answer(facts)
+            tell(f"{judged(facts)}\n{speed(facts['provenance'])}\nscores: {path}", facts, as_json)
         return
     if out is not None:
         raise UsageError("--out goes with --images", "leave it out; scores are written to the run")
@@ -109,6 +105,4 @@ def score(
     if metrics:
         after = "" if other_data(config) else f"\nnext: kdad report {run}"
         done = f"{table(metrics)}\n\n{speed(metrics['provenance'])}"
-        say(f"{done}\nmetrics: {metrics_file(config)}{after}")
-        if as_json:
-            answer(metrics)
+        tell(f"{done}\nmetrics: {metrics_file(config)}{after}", metrics, as_json)

@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from kdad_dist.cli_choices import Config, Json, Overrides, Variants
-from kdad_dist.cli_text import answer, say
+from kdad_dist.cli_text import tell
 from kdad_dist.errors import UsageError
 
 
@@ -34,9 +34,10 @@ def sweep(
     as_json: Json = False,
 ) -> None:
     """Train, score and report one run per class or variant (and seed); put them into one table."""
-    from kdad_dist import sweep_local, sweep_slurm
+    from kdad_dist.sweep_local import commands, refuse_failures, run_all, told
     from kdad_dist.sweep_page import result, write_page
     from kdad_dist.sweep_plan import plan, plan_variants
+    from kdad_dist.sweep_slurm import submit
 
     if sbatch and not slurm:
         raise UsageError("--sbatch goes with --slurm", "add --slurm, or leave it out")
@@ -50,19 +51,13 @@ def sweep(
     else:
         planned = plan(config, overrides or [], categories or ["all"], seeds)
     if slurm and not table:
-        submitted = sweep_slurm.submit(planned, jobs, sbatch or [], dry_run)
-        say(submitted.text())
-        if as_json:
-            answer(submitted.facts())
+        submitted = submit(planned, jobs, sbatch or [], dry_run)
+        tell(submitted.text(), submitted.facts(), as_json)
         return
     if dry_run:
-        say(sweep_local.told(planned))
-        if as_json:
-            answer({job.run.name: sweep_local.commands(job) for job in planned.left()})
+        tell(told(planned), {job.run.name: commands(job) for job in planned.left()}, as_json)
         return
-    outcomes = [] if table else sweep_local.run_all(planned, jobs or 1)
+    outcomes = [] if table else run_all(planned, jobs or 1)
     found = write_page(planned)
-    say(result(planned, found))
-    if as_json:
-        answer(found)
-    sweep_local.refuse_failures(outcomes)
+    tell(result(planned, found), found, as_json)
+    refuse_failures(outcomes)

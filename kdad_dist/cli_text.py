@@ -20,6 +20,13 @@ def answer(value: Any) -> None:
         print(json.dumps(value, indent=2))  # in ASCII: file names need not be UTF-8
 
 
+def tell(text: str, facts: Any, as_json: bool) -> None:
+    """For a person; and for a program, where one asks."""
+    say(text)
+    if as_json:
+        answer(facts)
+
+
 def judged(facts: dict[str, Any]) -> str:
     """What became of new images, for a person."""
     images = facts["images"]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from kdad_dist import files, score_classes, score_explain
+from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.data.index import Index, Split
 from kdad_dist.data.reader import ShardReader
@@ -30,7 +30,9 @@ from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import gathered, shared
 from kdad_dist.runtime.tracker import send_scores
 from kdad_dist.score_examples import choose, write_examples, write_map
-from kdad_dist.score_explain import build_explainer
+from kdad_dist.score_classes import results as class_results
+from kdad_dist.score_classes import write_mistakes
+from kdad_dist.score_explain import build_explainer, mean_over, write_explained
 from kdad_dist.score_parts import (
     KEPT,
     MAPS,
@@ -258,17 +260,17 @@ def concluded(
         examples(scorer, units, found.tested, partial, stop, here)
         return found
     samples = {sample.key: sample for unit in units for sample in unit.samples}
-    found = score_classes.results(scorer.config, partial, parts)
+    found = class_results(scorer.config, partial, parts)
 
     def load(key: str) -> NDArray[np.uint8]:
         return scorer.reader.image(samples[key])
 
-    score_classes.write_mistakes(partial / "examples", found.tested, load)
+    write_mistakes(partial / "examples", found.tested, load)
     if scorer.explainer is None:
         return found
     folder, classes = partial / "explained", scorer.config.data.classes or ()
-    score_explain.write_explained(folder, classes, found.tested, scorer.explainer, load)
-    agreement = score_explain.mean_over(found.tested)
+    write_explained(folder, classes, found.tested, scorer.explainer, load)
+    agreement = mean_over(found.tested)
     return found._replace(metrics=found.metrics | {"agreement": agreement})
 
 

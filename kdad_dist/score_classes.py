@@ -10,16 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from kdad_dist import files, score_results
+from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.detector_facts import Timing
 from kdad_dist.errors import KdadError
 from kdad_dist.metrics.tally import METRICS
 from kdad_dist.score_parts import TEST, VAL, Row, Stored
-from kdad_dist.score_results import Results
+from kdad_dist.score_results import COLUMNS, Results, write_scores
 
 NO_ANOMALIES = "classes are told apart: nothing is anomalous"
-COLUMNS = (*score_results.COLUMNS, "class_name", "pred_class")
+CLASS_COLUMNS = (*COLUMNS, "class_name", "pred_class")
 PICTURES = 40
 """Mistakes that are kept to look at, about as many of each class."""
 
@@ -42,7 +42,7 @@ def results(config: RunConfig, partial: Path, parts: Iterable[Stored]) -> Result
             )
         row["pred_class"] = classes[row["pred_label"]]
     tested, held_out = ([r for r in rows if r["kind"] == kind] for kind in (TEST, VAL))
-    score_results.write_scores(partial / "scores.csv", tested, COLUMNS)
+    write_scores(partial / "scores.csv", tested, CLASS_COLUMNS)
     return Results(measured(classes, tested, held_out), tested, timings)
 
 
@@ -109,5 +109,5 @@ def write_mistakes(
     for number, row in enumerate(mistakes(rows)):
         name = f"{number:04d}_image.png"
         Image.fromarray(load(row["key"])).save(folder / name)
-        entries.append({key: row[key] for key in COLUMNS} | {"kind": "mistake", "image": name})
+        entries.append({key: row[key] for key in CLASS_COLUMNS} | {"kind": "mistake", "image": name})
     files.write_json(folder / "examples.json", entries)
