@@ -23,8 +23,8 @@ from pydantic import TypeAdapter
 from kdad_dist.config import DataConfig, OptimConfig, RunConfig, TrainConfig
 from kdad_dist.config_methods import MethodConfig
 from kdad_dist.methods import build_method
-from kdad_dist.runtime.account import readable
 from kdad_dist.runtime.activations import activations, pass_peak
+from kdad_dist.wording import readable
 
 CASES = [
     ("stfpm", 4, "no"),

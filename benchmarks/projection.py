@@ -19,11 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from kdad_dist.config import RunConfig, load
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
-from kdad_dist.runtime.account import checkpoint_bytes, memory, readable, trained_bytes
+from kdad_dist.runtime.account import checkpoint_bytes, memory, trained_bytes
 from kdad_dist.runtime.activations import activations, blank
 from kdad_dist.runtime.flops import operations, peak, without_data
-from kdad_dist.runtime.progress import duration
 from kdad_dist.types import Batch
+from kdad_dist.wording import duration, readable
 
 GPU = "NVIDIA A100-SXM4-80GB"
 ACHIEVED = 0.3

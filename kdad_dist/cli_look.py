@@ -9,6 +9,7 @@ import typer
 from kdad_dist.cli_choices import Json, Overrides, recipes
 from kdad_dist.cli_text import answer, tell
 from kdad_dist.errors import CheckpointError, UsageError
+from kdad_dist.wording import amount
 
 
 def status(
@@ -43,9 +44,8 @@ def status(
         answer({"runs": [asdict(run) for run in found]})
     faults = [fault for run in found for fault in run.damaged]
     if verify and faults:
-        number = "1 checkpoint is" if len(faults) == 1 else f"{len(faults)} checkpoints are"
         raise CheckpointError(
-            f"{number} damaged",
+            f"{amount(len(faults), 'checkpoint is', 'checkpoints are')} damaged",
             "delete their directories; training then goes on from the ones before them",
         )
 

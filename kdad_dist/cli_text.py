@@ -5,7 +5,7 @@ import os
 import sys
 from typing import Any
 
-from kdad_dist.wording import printable
+from kdad_dist.wording import amount, printable
 
 
 def say(text: str) -> None:
@@ -30,7 +30,7 @@ def tell(text: str, facts: Any, as_json: bool) -> None:
 def judged(facts: dict[str, Any]) -> str:
     """What became of new images, for a person."""
     images = facts["images"]
-    number = "1 image" if images == 1 else f"{images} images"
+    number = amount(images, "image")
     if "classes" in facts:
         found = ", ".join(f"{name} {count}" for name, count in facts["classes"].items() if count)
         return f"{number}: {found}"

@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from kdad_dist.report_text import COLUMNS, SYNTHETIC, aligned
+from kdad_dist.report_text import COLUMNS, SYNTHETIC
+from kdad_dist.wording import aligned
 
 Facts = dict[str, Any]
 

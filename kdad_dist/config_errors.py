@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from kdad_dist.errors import ConfigError
+from kdad_dist.wording import amount
 
 Location = tuple[str | int, ...]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -120,9 +121,8 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
         sentence = _sentence(location, item, _keys_at(root, found[:-1]), elsewhere)
         problems.append(f"  {source.place(location)}: {sentence}")
     unique = list(dict.fromkeys(problems))
-    count = "1 problem" if len(unique) == 1 else f"{len(unique)} problems"
     return ConfigError(
-        "\n".join([f"{count} in the configuration:", *unique]),
+        "\n".join([f"{amount(len(unique), 'problem')} in the configuration:", *unique]),
         "correct the values; docs/config.md lists every key",
     )
 

@@ -234,8 +234,8 @@ def training(request: Request) -> Iterator[Finding]:
     """What `kdad train CONFIG` would refuse at its start."""
     if request.config is None:
         return
-    from kdad_dist.runtime.account import readable
     from kdad_dist.train_dryrun import dry_run
+    from kdad_dist.wording import readable
 
     facts = dry_run(request.config, request.processes or 1, "ddp")
     images = facts["data"]["training_images"]

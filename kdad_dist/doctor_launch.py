@@ -11,6 +11,7 @@ from typing import Any
 
 from kdad_dist import files
 from kdad_dist.doctor import OK, PROBLEM, Finding, Request
+from kdad_dist.wording import amount
 
 log = logging.getLogger(__name__)
 PATIENCE = 180
@@ -76,8 +77,7 @@ def mode(processes: int) -> str:
 
 def told(facts: dict[str, Any]) -> str:
     """What `kdad_dist.runtime.exchange` measured, in words."""
-    number = facts["processes"]
-    who = "1 process" if number == 1 else f"{number} processes"
+    who = amount(facts["processes"], "process", "processes")
     machines = "" if facts["machines"] == 1 else f" on {facts['machines']} machines"
     where = f"{who}{machines}, mode {facts['mode']}, {facts['device']}"
     if facts["gigabytes_per_second"] is None:

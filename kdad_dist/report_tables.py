@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
+from kdad_dist import wording
 from kdad_dist.report_data import METRICS, Figures, Metrics, RunFiles, Score, Threshold
 from kdad_dist.report_text import SYNTHETIC
 
@@ -53,11 +54,7 @@ def percent(value: float | None) -> str:
 def duration(seconds: Any) -> str:
     if not isinstance(seconds, int | float):
         return figure(seconds)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    return f"{seconds:.1f} s" if seconds < 60 else wording.duration(seconds)
 
 
 def moment(text: Any) -> str:

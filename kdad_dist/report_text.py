@@ -1,9 +1,8 @@
 """What scoring found, and how fast, for a terminal."""
 
-from collections.abc import Sequence
 from typing import Any
 
-from kdad_dist.wording import on_one_line
+from kdad_dist.wording import aligned
 
 COLUMNS = {
     "image_auroc": "image AUROC",
@@ -40,17 +39,6 @@ def table(metrics: dict[str, Any]) -> str:
         rows.append(line(SYNTHETIC, metrics["synthetic"], columns))
     lines = aligned(rows)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Cells in columns, the first `left` of them flush left and the others flush right."""
-    rows = [[on_one_line(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-
-    def placed(column: int, cell: str) -> str:
-        return cell.ljust(widths[column]) if column < left else cell.rjust(widths[column])
-
-    return ["  ".join(placed(*cell) for cell in enumerate(row)).rstrip() for row in rows]
 
 
 def speed(provenance: dict[str, Any]) -> str:

@@ -29,9 +29,9 @@ from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import gathered, shared
 from kdad_dist.runtime.tracker import send_scores
-from kdad_dist.score_examples import choose, write_examples, write_map
 from kdad_dist.score_classes import results as class_results
 from kdad_dist.score_classes import write_mistakes
+from kdad_dist.score_examples import choose, write_examples, write_map
 from kdad_dist.score_explain import build_explainer, mean_over, write_explained
 from kdad_dist.score_parts import (
     KEPT,

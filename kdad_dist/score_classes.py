@@ -109,5 +109,7 @@ def write_mistakes(
     for number, row in enumerate(mistakes(rows)):
         name = f"{number:04d}_image.png"
         Image.fromarray(load(row["key"])).save(folder / name)
-        entries.append({key: row[key] for key in CLASS_COLUMNS} | {"kind": "mistake", "image": name})
+        entries.append(
+            {key: row[key] for key in CLASS_COLUMNS} | {"kind": "mistake", "image": name}
+        )
     files.write_json(folder / "examples.json", entries)

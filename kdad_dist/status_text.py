@@ -8,10 +8,9 @@ from pathlib import Path
 from rich.live import Live
 from rich.text import Text
 
-from kdad_dist.report_text import aligned
-from kdad_dist.runtime.progress import CONSOLE, SECONDS_BETWEEN_LINES, duration
+from kdad_dist.runtime.progress import CONSOLE, SECONDS_BETWEEN_LINES
 from kdad_dist.status import RunStatus, survey, tally
-from kdad_dist.wording import on_one_line, printable
+from kdad_dist.wording import aligned, amount, duration, on_one_line, printable
 
 HEADER = ("state", "run", "step", "loss", "images/s", "left", "checkpoint", "result", "job")
 COLOURS = {
@@ -31,8 +30,7 @@ def shown(found: Sequence[RunStatus]) -> Text:
     """The runs, those of a sweep together."""
     runs = sorted(found, key=lambda run: (run.sweep or "", run.run))
     header, *lines = aligned([HEADER, *map(cells, runs)], left=2)
-    number = "1 run" if len(runs) == 1 else f"{len(runs)} runs"
-    text = Text(f"{number}: {tally(runs)}\n").append(header + "\n", "dim")
+    text = Text(f"{amount(len(runs), 'run')}: {tally(runs)}\n").append(header + "\n", "dim")
     line = iter(lines)
     for sweep, group in groupby(runs, lambda run: run.sweep):
         members = list(group)

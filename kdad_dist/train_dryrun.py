@@ -23,7 +23,7 @@ from kdad_dist.data.plan import Plan, StreamPlan
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.source import is_remote
 from kdad_dist.methods.base import Method
-from kdad_dist.runtime.account import checkpoint_bytes, memory, pixel_bytes, readable
+from kdad_dist.runtime.account import checkpoint_bytes, memory, pixel_bytes
 from kdad_dist.runtime.activations import activations
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.classifiers import choose_sources
@@ -35,6 +35,7 @@ from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.tracker import check_trackers
 from kdad_dist.schedule import learning_rate
 from kdad_dist.train_build import make, own_identity
+from kdad_dist.wording import amount, readable
 
 Facts = dict[str, Any]
 FLOAT = 4
@@ -200,7 +201,7 @@ def told(facts: Facts) -> str:
     """The facts for a person."""
     data, steps, batches = facts["data"], facts["steps"], facts["batches"]
     memory, run = facts["memory"], facts["run"]
-    number = "1 process" if facts["processes"] == 1 else f"{facts['processes']} processes"
+    number = amount(facts["processes"], "process", "processes")
     where = f"goes on from step {run['step']}" if run["step"] else "starts anew"
     if run["step"] >= steps["total"]:
         where = "is finished"
@@ -241,7 +242,7 @@ def tiled(data: Facts) -> Iterator[str]:
 
 
 def shared_out(step: Facts) -> str:
-    passes = "1 pass" if step["passes"] == 1 else f"{step['passes']} passes"
+    passes = amount(step["passes"], "pass", "passes")
     return f"{step['images']} images in {passes}; of a process: {counted(step['rows'])}"
 
 

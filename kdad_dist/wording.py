@@ -1,12 +1,13 @@
-"""Words from elsewhere, made fit to be shown; words that were meant."""
+"""How numbers, tables and names from elsewhere are shown to a person; names that were meant."""
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters that a terminal obeys, and those that turn the direction of what stands around them;
 lines and tabs may be ours."""
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 
 def printable(text: str) -> str:
@@ -23,3 +24,38 @@ def meant(name: str, known: Iterable[str]) -> str:
     """The beginning of a remedy: which of the known names comes nearest; "" where none is near."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {found[0]}? " if found else ""
+
+
+def amount(number: int, one: str, several: str = "") -> str:
+    """1 image, 3 images; `several` where an s does not make the plural."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
+def duration(seconds: float) -> str:
+    """12 s, 3 min 20 s, 2 h 5 min."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60} min"
+
+
+def readable(count: float) -> str:
+    """17 B, 1.5 KiB, 243 MiB."""
+    for unit in UNITS[:-1]:
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1024
+    return f"{count:.3g} {UNITS[-1]}"
+
+
+def aligned(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Cells in columns, the first `left` of them flush left and the others flush right."""
+    rows = [[on_one_line(cell) for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+
+    def placed(column: int, cell: str) -> str:
+        return cell.ljust(widths[column]) if column < left else cell.rjust(widths[column])
+
+    return ["  ".join(placed(*cell) for cell in enumerate(row)).rstrip() for row in rows]

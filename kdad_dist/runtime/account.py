@@ -9,8 +9,8 @@ from torch import Tensor
 
 from kdad_dist.config import RunConfig
 from kdad_dist.methods.base import Method
+from kdad_dist.wording import readable
 
-UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 SHARDED = {
     "ddp": (),
     "fsdp2": ("weights", "gradients", "optimizer"),
@@ -159,12 +159,3 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # which Linux gives in KiB
-
-
-def readable(count: float) -> str:
-    """17 B, 1.5 KiB, 243 MiB."""
-    for unit in UNITS[:-1]:
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1024
-    return f"{count:.3g} {UNITS[-1]}"

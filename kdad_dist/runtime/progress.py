@@ -12,7 +12,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, ProgressColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from kdad_dist.wording import on_one_line, printable
+from kdad_dist.wording import duration, on_one_line, printable
 
 log = logging.getLogger(__name__)
 CONSOLE = Console(stderr=True)
@@ -127,13 +127,3 @@ def columns(width: int, unit: str) -> list[ProgressColumn]:
         title = TextColumn("{task.description:.40}", markup=False)
         return [title, BarColumn(), TextColumn(said, markup=False)]
     return [TextColumn("{task.description:.16}  " + said, markup=False)]
-
-
-def duration(seconds: float) -> str:
-    """12 s, 3 min 20 s, 2 h 5 min."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60} s"
-    return f"{seconds // 3600} h {seconds % 3600 // 60} min"

@@ -12,12 +12,13 @@ from torch import Tensor
 
 from kdad_dist.config import RunConfig
 from kdad_dist.runtime import flops
-from kdad_dist.runtime.account import peak_memory, readable
+from kdad_dist.runtime.account import peak_memory
 from kdad_dist.runtime.checkpoint import TrainState
-from kdad_dist.runtime.progress import duration, progress
+from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.status import Status
 from kdad_dist.runtime.tracker import Tracker
+from kdad_dist.wording import duration, readable
 
 log = logging.getLogger(__name__)
 COLD, WARM = 4, 20

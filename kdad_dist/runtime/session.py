@@ -29,6 +29,7 @@ from kdad_dist.errors import ConfigError, PeerLost
 from kdad_dist.runtime import launch, zero_config
 from kdad_dist.runtime.together import lost_peer
 from kdad_dist.runtime.watch import Watch, minutes, open_store
+from kdad_dist.wording import amount
 
 log = logging.getLogger(__name__)
 MEETING = timedelta(minutes=10)
@@ -201,9 +202,8 @@ def join(precision: str, trains: bool, patience: timedelta) -> Session:
         logging.getLogger("kdad_dist").setLevel(logging.ERROR)
     launch.check(session.world, accelerator.distributed_type.value)
     log.info(
-        "%d process%s, mode %s, device %s, precision %s",
-        session.world,
-        "" if session.world == 1 else "es",
+        "%s, mode %s, device %s, precision %s",
+        amount(session.world, "process", "processes"),
         mode,
         session.device,
         precision,

@@ -18,13 +18,13 @@ from kdad_dist.runtime.account import (
     expected,
     memory,
     peak_memory,
-    readable,
     state_bytes,
 )
 from kdad_dist.runtime.modes import MODES
 from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.types import Batch, Losses, Prediction
+from kdad_dist.wording import readable
 from tests.needs import REPOSITORY
 
 
