@@ -11,7 +11,6 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from tests import warm
-from tests.launcher import forks
 from tests.needs import REPOSITORY, require_or_skip
 from tests.soak.report import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401 - hooks
 
@@ -36,6 +35,8 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
 @pytest.fixture(scope="session")
 def warm_python() -> Iterator[str]:
     """The path of a Python that starts at once (tests/warm.py)."""
+    from tests.launcher import forks  # imports torch, which not every test needs
+
     with TemporaryDirectory(prefix="kdad-warm-") as folder:  # paths of sockets are short
         script, address = Path(folder, "python"), Path(folder, "socket")
         words = shlex.join([sys.executable, "-SEs", warm.__file__, sys.executable, str(address)])
