@@ -19,7 +19,7 @@ from torch import Tensor
 
 from kdad_dist.config import RunConfig, ScoreConfig
 from kdad_dist.data.index import Index, Sample, Split
-from kdad_dist.data.loader import to_float
+from kdad_dist.data.pixels import to_float
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.synthetic import synthetic_defect
 from kdad_dist.methods.readout import Moments, Standard, reduce, smooth

@@ -29,7 +29,8 @@ from torchvision.transforms import v2
 
 from kdad_dist.data.image import EXTENSIONS
 from kdad_dist.data.index import Index, Split
-from kdad_dist.data.loader import IndexedLoader, open_pixels
+from kdad_dist.data.loader import IndexedLoader
+from kdad_dist.data.pixels import open_pixels
 from kdad_dist.data.plan import Plan
 from kdad_dist.data.writer import pack
 

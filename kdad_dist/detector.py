@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kdad_dist.config import RunConfig, load_run
 from kdad_dist.data.image import decode_image, read_file, upright_rgb
-from kdad_dist.data.loader import to_float
+from kdad_dist.data.pixels import stacked
 from kdad_dist.data.reader import Fit
 from kdad_dist.errors import DataError, UsageError
 from kdad_dist.methods.readout import Readout, readout_of
@@ -162,8 +162,7 @@ def judge(
 ) -> Predictions:
     """What the network says of a unit of images (s, s, 3); a label only where it tells classes."""
     started = time.perf_counter()
-    batch = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    said = readout(to_float(batch, device))
+    said = readout(stacked(images, device))
     assert said.pred_score is not None
     score = said.pred_score.float().cpu().numpy()  # numpy has no bfloat16
     anomaly_map = None if said.anomaly_map is None else said.anomaly_map.cpu().numpy()

@@ -1,7 +1,6 @@
 """Files for other programs: a student's weights, or all that judges an image as one graph."""
 
 import hashlib
-import json
 from typing import Any, Literal
 
 from kdad_dist import __version__, files
@@ -43,9 +42,8 @@ def export(config: RunConfig, kind: Format, compared: int = 64) -> dict[str, Any
         folder.mkdir(exist_ok=True)
         files.write_bytes(folder / made.name, made.content)
         with files.in_turn(folder / MANIFEST):
-            known = {
-                name: old for name, old in manifest(config).items() if (folder / name).exists()
-            }
+            before = files.read_json(folder / MANIFEST)
+            known = {name: old for name, old in before.items() if (folder / name).exists()}
             files.write_json(folder / MANIFEST, {**known, made.name: entry})
     return {"path": str(folder / made.name), **entry}
 
@@ -59,12 +57,3 @@ def make(config: RunConfig, kind: Format, compared: int) -> Made:
     from kdad_dist.export_graph import graph_file  # torch.export takes seconds to import
 
     return graph_file(config, kind, compared)
-
-
-def manifest(config: RunConfig) -> dict[str, Any]:
-    """What is known of the files that were exported before, by name."""
-    try:
-        found = json.loads((config.directory / "export" / MANIFEST).read_bytes())
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}

@@ -200,9 +200,8 @@ def pictures(detector: Detector, samples: list[Sample]) -> Iterator[Picture]:
         return
     reader = ShardReader(config.data.shards, size)
     for sample in samples:
-        known = sample.mask is not None or sample.gt_label == 0
-        mask = fit.mask(reader.mask(sample)) if known else None
-        yield Picture(reader.image(sample), sample, mask)
+        truth = reader.truth(sample)
+        yield Picture(reader.image(sample), sample, None if truth is None else fit.mask(truth))
 
 
 def units(detector: Detector, samples: list[Sample]) -> Iterator[list[Picture]]:

@@ -17,7 +17,7 @@ from PIL import Image
 from kdad_dist import files
 from kdad_dist.config import RunConfig
 from kdad_dist.config_classkd import ClasskdConfig
-from kdad_dist.data.loader import to_float
+from kdad_dist.data.pixels import stacked
 from kdad_dist.methods.cam import evidence, refuse_flat
 from kdad_dist.metrics.agreement import Agreement, agreement, mean_agreement
 from kdad_dist.models.backbone_classifier import Classifier, build_known
@@ -50,7 +50,7 @@ class Explainer:
 
     def __call__(self, images: Sequence[Pixels], labels: Sequence[int]) -> list[Seen]:
         """What speaks for the true class of each image (s, s, 3)."""
-        pixels = to_float(torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2), self.device)
+        pixels = stacked(images, self.device)
         label = torch.tensor(labels, device=self.device)
         found = {name: evidence(net, pixels, label) for name, net in self.networks.items()}
 

@@ -71,5 +71,4 @@ class Scorer:
         image = self.reader.image(sample)
         if kind == SYNTHETIC:
             return synthetic_defect(image, sample.key, self.config.seed)
-        known = sample.mask is not None or sample.gt_label == 0
-        return image, self.reader.mask(sample) if known else None
+        return image, self.reader.truth(sample)

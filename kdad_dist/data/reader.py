@@ -121,6 +121,11 @@ class ShardReader:
         data = self._member(sample, sample.mask)
         return self._fit.mask(decode_mask(data, f"mask of {self._where(sample)}"))
 
+    def truth(self, sample: Sample) -> NDArray[np.bool_] | None:
+        """As `mask`; None where a sample is defective, and nobody has marked where."""
+        known = sample.mask is not None or sample.gt_label == 0
+        return self.mask(sample) if known else None
+
     def _where(self, sample: Sample) -> str:
         return f"{sample.key} in {join(self.root, sample.shard)}"
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from kdad_dist.data.augment import Augment
 from kdad_dist.data.image import decode_image
 from kdad_dist.data.index import Index, Sample
-from kdad_dist.data.loader import AHEAD, Loader, Micro, to_float
+from kdad_dist.data.loader import AHEAD, Loader, Micro
+from kdad_dist.data.pixels import to_float
 from kdad_dist.data.plan import MicroBatch, StreamPlan, by_shard
 from kdad_dist.data.reader import DAMAGED, Fit, check_member, check_root, shard_address
 from kdad_dist.data.source import is_remote, join, open_file, open_remote

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from kdad_dist.data.cache import filled_array
-from kdad_dist.data.loader import take
+from kdad_dist.data.pixels import take
 from kdad_dist.data.plan import Rows
 from kdad_dist.types import Features, Poll, go_on
 

@@ -16,7 +16,8 @@ from kdad_dist.config import AugmentConfig, DataConfig, RunConfig
 from kdad_dist.data.augment import Augment, augment
 from kdad_dist.data.cache import cache_root
 from kdad_dist.data.index import Index, Sample, Split
-from kdad_dist.data.loader import IndexedLoader, Loader, Pixels, open_pixels, pixel_key, to_float
+from kdad_dist.data.loader import IndexedLoader, Loader
+from kdad_dist.data.pixels import Pixels, open_pixels, pixel_key, stacked, to_float
 from kdad_dist.data.plan import Plan, Rows, StreamPlan, by_shard
 from kdad_dist.data.reader import ShardReader, check_size
 from kdad_dist.data.stream import StreamLoader
@@ -252,7 +253,7 @@ def first_images(config: RunConfig, index: Index, method: Method, device: torch.
         reader.image(sample)[top : top + side, left : left + side]
         for sample, (top, left) in zip(samples[: method.wants_images], corners, strict=False)
     ]
-    return to_float(torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), device)
+    return stacked(pixels, device)
 
 
 def open_stream(

@@ -16,7 +16,8 @@ from torch import Tensor
 from kdad_dist.config import AugmentConfig, RunConfig
 from kdad_dist.data.augment import augment
 from kdad_dist.data.index import Index, Sample, Split
-from kdad_dist.data.loader import IndexedLoader, Loader, open_pixels
+from kdad_dist.data.loader import IndexedLoader, Loader
+from kdad_dist.data.pixels import open_pixels
 from kdad_dist.data.plan import Plan, StreamPlan, by_shard, seeds
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.stream import StreamLoader

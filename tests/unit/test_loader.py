@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from kdad_dist.data import loader as loader_module
 from kdad_dist.data.index import Index, Split
-from kdad_dist.data.loader import IndexedLoader, open_pixels, pixel_key
+from kdad_dist.data.loader import IndexedLoader
+from kdad_dist.data.pixels import open_pixels, pixel_key
 from kdad_dist.data.plan import Plan
-from kdad_dist.data.threads import in_advance
+from kdad_dist.data.threads import Decoder, in_advance
 from kdad_dist.errors import DataError
 from tests.helpers import texture
 from tests.shards import make_shards
@@ -72,7 +72,7 @@ def test_the_caches_agree_with_each_other_at_any_start(index: Index):
 
 def test_images_are_decoded_once_and_not_by_later_runs(index: Index, monkeypatch):
     first = list(open_loader(index).steps(0, 3))
-    monkeypatch.setattr(loader_module.Decoder, "into", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(Decoder, "into", lambda *_: pytest.fail("decoded again"))
     again = list(open_loader(index).steps(0, 3))
     assert torch.equal(first[2][0].batch.image, again[2][0].batch.image)
 

@@ -13,7 +13,7 @@ import torch
 import webdataset
 
 from kdad_dist.data.index import Index, Split
-from kdad_dist.data.loader import open_pixels
+from kdad_dist.data.pixels import open_pixels
 from kdad_dist.data.plan import StreamPlan, by_shard
 from kdad_dist.data.stream import StreamLoader
 from kdad_dist.data.writer import pack

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from kdad_dist.config import ScoreConfig, load
 from kdad_dist.data.index import Index, Split
-from kdad_dist.data.loader import IndexedLoader, open_pixels
+from kdad_dist.data.loader import IndexedLoader
+from kdad_dist.data.pixels import open_pixels
 from kdad_dist.data.plan import Plan
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods import build_method
