@@ -21,7 +21,7 @@ from statistics import median
 import torch
 from launched import answer_of, machine, noise, settings
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.methods import build_method
 from kdad_dist.runtime import session
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState

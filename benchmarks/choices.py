@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
-from kdad_dist.config import RunConfig, ScoreConfig
+from kdad_dist.config.run import RunConfig, ScoreConfig
 from kdad_dist.data.index import Index, Sample, Split
 from kdad_dist.data.pixels import to_float
 from kdad_dist.data.reader import ShardReader

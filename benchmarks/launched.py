@@ -12,12 +12,13 @@ import torch
 import yaml
 from PIL import Image
 
-from kdad_dist.config import RunConfig, load
+from kdad_dist.config.load import load
+from kdad_dist.config.run import RunConfig
 from kdad_dist.data.writer import pack
 from kdad_dist.runtime.environment import describe
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import StopRequest
-from kdad_dist.train_build import Run, build
+from kdad_dist.train.build import Run, build
 
 REPOSITORY = Path(__file__).parent.parent
 RANDOM = {"weights": "random", "freeze_random": True}

@@ -27,13 +27,13 @@ from launched import SIZES, assembled, machine, noise, settings
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.methods import build_method
 from kdad_dist.runtime import session
 from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.session import Session
-from kdad_dist.train import fit, take_step
-from kdad_dist.train_build import Run
+from kdad_dist.train.build import Run
+from kdad_dist.train.loop import fit, take_step
 from kdad_dist.types import Batch
 
 

@@ -13,7 +13,7 @@ import torch
 from choices import Images, Maps, read_groups, read_outs
 from torch import Tensor
 
-from kdad_dist.config import load_run
+from kdad_dist.config.load import load_run
 from kdad_dist.methods.loramae import LoraMae
 from kdad_dist.runtime.restore import restore
 

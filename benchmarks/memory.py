@@ -20,8 +20,9 @@ import torch
 from launched import METHODS, SIZES, machine
 from pydantic import TypeAdapter
 
-from kdad_dist.config import DataConfig, OptimConfig, RunConfig, TrainConfig
-from kdad_dist.config_methods import MethodConfig
+from kdad_dist.config.data import DataConfig
+from kdad_dist.config.methods import MethodConfig
+from kdad_dist.config.run import OptimConfig, RunConfig, TrainConfig
 from kdad_dist.methods import build_method
 from kdad_dist.runtime.activations import activations, pass_peak
 from kdad_dist.wording import readable

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from steps import Step, compare, images, options, our_step
 from torch import Tensor
 
-from kdad_dist.config_methods import MkdConfig, MkdTeacherConfig
+from kdad_dist.config.methods import MkdConfig, MkdTeacherConfig
 from kdad_dist.methods.mkd import Mkd
 
 VGG = MkdTeacherConfig(weights="random")

@@ -20,7 +20,7 @@ from scaling import seconds
 
 from kdad_dist.runtime import session
 from kdad_dist.runtime.account import peak_memory
-from kdad_dist.train import take_step
+from kdad_dist.train.loop import take_step
 from kdad_dist.wording import readable
 
 MODES = {"ddp": "multi_gpu", "fsdp2": "fsdp2", "zero2": "zero2", "zero3": "zero3"}

@@ -16,7 +16,8 @@ from peer_mae import MEAN, STD, PlainMae
 from safetensors.torch import load_file, save_file
 from torchvision.transforms import Normalize
 
-from kdad_dist.config import RunConfig, load_run
+from kdad_dist.config.load import load_run
+from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index, Split
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.draws import hashes

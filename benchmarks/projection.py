@@ -16,7 +16,8 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from kdad_dist.config import RunConfig, load
+from kdad_dist.config.load import load
+from kdad_dist.config.run import RunConfig
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.runtime.account import checkpoint_bytes, memory, trained_bytes

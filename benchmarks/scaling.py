@@ -23,7 +23,7 @@ from launched import answer_of, assembled, machine, noise, settings
 from kdad_dist.runtime import session
 from kdad_dist.runtime.account import peak_memory, trained_bytes
 from kdad_dist.runtime.session import Session
-from kdad_dist.train import take_step
+from kdad_dist.train.loop import take_step
 from kdad_dist.wording import readable
 
 BATCH = {"stfpm": 16, "large": 2, "small": 8, "tiny": 16}

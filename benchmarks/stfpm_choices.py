@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from choices import read_groups, read_outs
 
-from kdad_dist.config import load_run
+from kdad_dist.config.load import load_run
 from kdad_dist.methods.stfpm import Stfpm, combine
 from kdad_dist.runtime.restore import restore
 

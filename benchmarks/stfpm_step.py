@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from steps import Step, compare, images, options, our_step
 
-from kdad_dist.config_methods import StfpmConfig, TeacherConfig
+from kdad_dist.config.methods import StfpmConfig, TeacherConfig
 from kdad_dist.methods.stfpm import Stfpm
 
 LAYERS = (1, 2, 3)

@@ -20,7 +20,8 @@ from PIL import Image
 from scipy.special import softmax
 from torch import Tensor
 
-from kdad_dist.config import RunConfig, load_run
+from kdad_dist.config.load import load_run
+from kdad_dist.config.run import RunConfig
 from kdad_dist.data.image import decode_image, read_file, upright_rgb
 from kdad_dist.data.pixels import stacked
 from kdad_dist.data.reader import Fit

@@ -26,12 +26,12 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from kdad_dist import files
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.data.image import EXTENSIONS
 from kdad_dist.detector import Detector, of_run, pixels
-from kdad_dist.detector_facts import Timing, provenance
 from kdad_dist.errors import DataError
 from kdad_dist.pictures import heat, save_png16
+from kdad_dist.provenance import Timing, provenance
 from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write

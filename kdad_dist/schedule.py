@@ -2,7 +2,7 @@
 
 import math
 
-from kdad_dist.config import OptimConfig
+from kdad_dist.config.run import OptimConfig
 
 
 def base_lr(optim: OptimConfig, batch_size: int) -> float:

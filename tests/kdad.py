@@ -162,7 +162,8 @@ def as_nobody() -> None:
     """Gives up root's permission to read and write everything; for `first`."""
     # Where Python itself belongs to root, nothing can be imported afterwards.
     for module in (
-        *("train", "score", "predict", "report", "export", "export_weights"),
+        *("train.loop", "score.scoring", "predict", "report.page"),
+        *("export.write", "export.weights"),
         *("data.writer", "data.verify"),
     ):
         importlib.import_module(f"kdad_dist.{module}")
@@ -205,7 +206,7 @@ def _rank(
     import torch
 
     torch.set_num_threads(1)
-    from kdad_dist.cli import main
+    from kdad_dist.cli.app import main
 
     sys.argv = ["kdad", *words]
     if first is not None:

@@ -27,7 +27,7 @@ def free_port() -> int:
 
 PRELOAD = [
     *("timm", "accelerate", "torch._dynamo", "scipy.ndimage", "sklearn.metrics", "pytest"),
-    *("kdad_dist.train", "kdad_dist.score", "kdad_dist.report", "tests.kdad"),
+    *("kdad_dist.train.loop", "kdad_dist.score.scoring", "kdad_dist.report.page", "tests.kdad"),
 ]
 """What is slow to import is imported once, in the process that all others are forked from."""
 

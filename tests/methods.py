@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from kdad_dist.config_methods import (
+from kdad_dist.config.methods import (
     MkdConfig,
     MkdTeacherConfig,
     StfpmConfig,

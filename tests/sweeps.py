@@ -8,10 +8,10 @@ from typing import Any
 
 import yaml
 
-from kdad_dist.config import dump
+from kdad_dist.config.load import dump
 from kdad_dist.data.writer import pack
-from kdad_dist.sweep import Job
-from kdad_dist.sweep_published import METRICS
+from kdad_dist.sweep.jobs import Job
+from kdad_dist.sweep.published import METRICS
 from tests.helpers import make_mvtec
 
 ODD = "wo od, |'q\" $(touch x)"

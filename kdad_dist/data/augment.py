@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from kdad_dist.config import AugmentConfig
+from kdad_dist.config.data import AugmentConfig
 from kdad_dist.draws import uniform
 
 Augment = Callable[[Float[Tensor, "b 3 _s _s"], Int64[Tensor, " b"]], Float[Tensor, "b 3 s s"]]

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from kdad_dist.config import RunConfig
-from kdad_dist.config_classkd import ClasskdConfig
-from kdad_dist.config_methods import LoraMaeConfig, MkdConfig, StfpmConfig, VitkdConfig
+from kdad_dist.config.classkd import ClasskdConfig
+from kdad_dist.config.methods import LoraMaeConfig, MkdConfig, StfpmConfig, VitkdConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.classkd import Classkd

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdad_dist.config_classkd import ClasskdConfig
+from kdad_dist.config.classkd import ClasskdConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.distill_losses import (
     angle_relations,

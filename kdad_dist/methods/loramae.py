@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from kdad_dist.config_methods import LoraMaeConfig
+from kdad_dist.config.methods import LoraMaeConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.models.dropout import drop_by
 from kdad_dist.models.mae import patchify, unpatchify

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdad_dist.config_methods import MkdConfig
+from kdad_dist.config.methods import MkdConfig
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.feature_loss import Terms, terms

@@ -9,7 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdad_dist.config import RunConfig, ScoreConfig, flatten, plain
+from kdad_dist.config.changes import flatten
+from kdad_dist.config.load import plain
+from kdad_dist.config.run import RunConfig, ScoreConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.tiles import predict_tiles
 from kdad_dist.tiling import Tiling

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from kdad_dist.config_methods import StfpmConfig
+from kdad_dist.config.methods import StfpmConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.models.backbone import FeatureNet, build_student, build_teacher
 from kdad_dist.models.dropout import drop_by

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from kdad_dist.config_methods import VitkdConfig
+from kdad_dist.config.methods import VitkdConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.feature_loss import Terms, terms
 from kdad_dist.methods.stfpm import distance, enlarge

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdad_dist.config_classkd import ClassifierConfig, ClassTeacherConfig
+from kdad_dist.config.classkd import ClassifierConfig, ClassTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.backbone import check_name, drop_by_image, options_of, pretrained_file

@@ -12,7 +12,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from kdad_dist.config_methods import VitTeacherConfig
+from kdad_dist.config.methods import VitTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError
 from kdad_dist.models.backbone import check_name, options_of, pretrained_file

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
 
-from kdad_dist.config_methods import VitTeacherConfig
+from kdad_dist.config.methods import VitTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.tokens import Colours, Form, TokenNet, Tokens, check_layers

@@ -7,7 +7,7 @@ import torch
 from loralib.layers import Linear as LoraLinear
 from torch import Tensor, nn
 
-from kdad_dist.config_methods import LoraConfig
+from kdad_dist.config.methods import LoraConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError
 from kdad_dist.models.dropout import RowDropout

@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from kdad_dist.config_methods import LoraMaeConfig
+from kdad_dist.config.methods import LoraMaeConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.backbone import pretrained_file

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdad_dist.config_methods import VitStudentConfig
+from kdad_dist.config.methods import VitStudentConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError
 from kdad_dist.models.dropout import RowDropout

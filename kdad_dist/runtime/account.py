@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.wording import readable
 

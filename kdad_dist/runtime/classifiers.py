@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from kdad_dist import files
-from kdad_dist.config import RunConfig, load_run
-from kdad_dist.config_classkd import ClassifierConfig, ClasskdConfig, ClassTeacherConfig
+from kdad_dist.config.classkd import ClassifierConfig, ClasskdConfig, ClassTeacherConfig
+from kdad_dist.config.load import load_run
+from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import CheckpointError, ConfigError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method

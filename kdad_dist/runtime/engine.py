@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.runtime.checkpoint import Contents
 from kdad_dist.runtime.optimizer import build_optimizer

@@ -1,6 +1,6 @@
 """Which engine a launch asks for."""
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.models.norm import convert_batchnorm
 from kdad_dist.runtime import launch

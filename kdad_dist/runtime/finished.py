@@ -4,7 +4,9 @@ import logging
 from pathlib import Path
 
 from kdad_dist import files
-from kdad_dist.config import RunConfig, changed_keys, load_run
+from kdad_dist.config.changes import changed_keys
+from kdad_dist.config.load import load_run
+from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index
 from kdad_dist.errors import DataError
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation

@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kdad_dist.config import load
+from kdad_dist.config.load import load
 from kdad_dist.errors import KdadError, Preempted, UsageError
 
 

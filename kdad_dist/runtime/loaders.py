@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from kdad_dist.config import AugmentConfig, DataConfig, RunConfig
+from kdad_dist.config.data import AugmentConfig, DataConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.data.augment import Augment, augment
 from kdad_dist.data.cache import cache_root
 from kdad_dist.data.index import Index, Sample, Split

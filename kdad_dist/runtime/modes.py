@@ -1,6 +1,6 @@
 """The modes in which the processes of a launch train one student, and what each cannot do."""
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods.base import Method
 

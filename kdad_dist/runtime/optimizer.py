@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.schedule import base_lr
 
 

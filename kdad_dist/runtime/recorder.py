@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.runtime import flops
 from kdad_dist.runtime.account import peak_memory
 from kdad_dist.runtime.checkpoint import TrainState

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from kdad_dist import files
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard, readout_of

@@ -8,7 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from kdad_dist import files
-from kdad_dist.config import RunConfig, changed_keys, dump, load_run
+from kdad_dist.config.changes import changed_keys
+from kdad_dist.config.load import dump, load_run
+from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index
 from kdad_dist.errors import ConfigError, DataError, Interrupted
 from kdad_dist.runtime import environment

@@ -36,7 +36,8 @@ from accelerate.tracking import TensorBoardTracker, WandBTracker
 from PIL import Image
 
 from kdad_dist import files
-from kdad_dist.config import RunConfig, TrackConfig, plain
+from kdad_dist.config.load import plain
+from kdad_dist.config.run import RunConfig, TrackConfig
 from kdad_dist.errors import UsageError
 from kdad_dist.runtime.rundir import scores_folder
 from kdad_dist.runtime.session import Session

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from kdad_dist.config import RunConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.runtime.engine import Engine
 from kdad_dist.runtime.optimizer import build_optimizer

@@ -11,7 +11,8 @@ from typing import Any
 
 from accelerate.utils import DeepSpeedPlugin, parse_flag_from_env
 
-from kdad_dist.config import RunConfig, flatten
+from kdad_dist.config.changes import flatten
+from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import UsageError
 
 AUTO = "auto"

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import typer
 
-from kdad_dist import config
-from kdad_dist.cli import app
+from kdad_dist.cli.app import app
+from kdad_dist.config.load import load, recipe_names
+from kdad_dist.config.methods import MethodConfig
+from kdad_dist.config.run import RunConfig
 from tests.architecture.test_layers import LAYERS
 from tests.architecture.test_project import keys
 from tests.documents import DOCUMENTS, FOUND
@@ -18,7 +20,7 @@ from tests.needs import REPOSITORY
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 Misuse: Any = typer.BadParameter.__base__
 """What typer raises of words that a verb does not understand."""
-KEYS = {key for key, _ in keys(config.RunConfig)}
+KEYS = {key for key, _ in keys(RunConfig)}
 SECTIONS = {key.rpartition(".")[0] for key in KEYS}
 TARGETS = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 
@@ -102,8 +104,8 @@ def verb(name: str, words: list[str], whole: bool) -> None:
         return
     unknown = {change.partition("=")[0] for change in changes} - KEYS - SECTIONS
     assert not unknown, f"no such key: {unknown}"
-    if name in {"train", "sweep"} and words and words[0] in config.recipe_names():
-        config.load(words[0], changes)
+    if name in {"train", "sweep"} and words and words[0] in recipe_names():
+        load(words[0], changes)
     elif name in {"train", "sweep"} and whole:
         assert words[0].endswith((".yaml", ".yml")), f"no such recipe: {words[0]}"
 
@@ -131,8 +133,8 @@ def test_the_layers_are_drawn_as_the_test_of_imports_has_them():
 
 def test_every_method_is_a_module_with_a_recipe_and_a_golden_test():
     """As docs/extending.md says."""
-    methods = [member.__args__[0].name for member in config.MethodConfig.__origin__.__args__]
-    assert {config.load(name).method.name for name in config.recipe_names()} == set(methods)
+    methods = [member.__args__[0].name for member in MethodConfig.__origin__.__args__]
+    assert {load(name).method.name for name in recipe_names()} == set(methods)
     for name in methods:
         assert (REPOSITORY / f"kdad_dist/methods/{name}.py").is_file()
         assert (REPOSITORY / f"tests/golden/test_{name}.py").is_file()

@@ -10,41 +10,41 @@ from pathlib import Path
 from tests.needs import REPOSITORY
 
 PACKAGE = REPOSITORY / "kdad_dist"
-# A part is a folder or a file of the package; `report_charts.py` belongs to the part `report`.
+# A part is a folder of the package, or a file beside them.
 LAYERS = (
     {"errors", "types", "tiling", "wording"},
     {"config", "draws", "files"},
     {"data", "models", "metrics", "schedule", "pictures"},
     {"methods"},
     {"runtime"},
-    {"detector"},
+    {"detector", "provenance"},
     {"train", "score", "predict", "export", "report"},
     {"demo", "sweep", "status", "compare", "doctor"},
     {"cli"},
     {"__main__"},
 )
 DOORWAYS = {
-    "accelerate": ("runtime/", "train.py", "score.py"),
+    "accelerate": ("runtime/",),
     "deepspeed": ("runtime/",),
     "webdataset": ("data/shard.py",),
     "timm": ("models/backbone", "models/mae"),
     "transformers": ("models/hf.py",),
     "loralib": ("models/lora.py",),
     "wandb": ("runtime/tracker.py",),
-    "onnx_ir": ("export_onnx.py",),
-    "onnxruntime": ("export_onnx.py",),
+    "onnx_ir": ("export/onnx.py",),
+    "onnxruntime": ("export/onnx.py",),
 }
 WITHOUT_TORCH = (
-    "cli",
-    "config",
-    "config_errors",
+    "cli.app",
+    "config.changes",
+    "config.errors",
     "errors",
-    "report",
-    "status",
-    "status_text",
-    "compare",
-    "compare_text",
-    "doctor_text",
+    "report.page",
+    "status.survey",
+    "status.text",
+    "compare.differences",
+    "compare.text",
+    "doctor.text",
     *(f"data.{name}" for name in ("index", "plan", "layouts", "image", "writer", "verify")),
 )
 
@@ -75,7 +75,7 @@ def graph() -> dict[str, set[str]]:
     for name, path in known.items():
         found = set()
         for target in imports(path):
-            # The longest prefix that is a module: `kdad_dist.config.load` is `kdad_dist.config`.
+            # The longest prefix that is a module: `kdad_dist.files.locked` is `kdad_dist.files`.
             module = target if target in known else target.rpartition(".")[0]
             if module in known and module != name:
                 found.add(module)
@@ -84,8 +84,7 @@ def graph() -> dict[str, set[str]]:
 
 
 def part(module: str) -> str:
-    first = module.split(".")[1]
-    return first if first.startswith("__") else first.split("_")[0]
+    return module.split(".")[1]
 
 
 def level(module: str) -> int:

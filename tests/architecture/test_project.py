@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist import config
+from kdad_dist.config.load import find, load, recipe_names
+from kdad_dist.config.run import RunConfig
 from tests.needs import REPOSITORY, require_or_skip
 
 FOLDERS = (
@@ -108,10 +109,10 @@ def test_the_wheel_takes_every_file_of_a_folder_outside_the_package(
     assert files and not left, f"setup.cfg, {package}: no pattern for {left}"
 
 
-@pytest.mark.parametrize("name", config.recipe_names())
+@pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_loads_and_says_how_to_run_it(name: str) -> None:
-    path = config.find(name)
-    assert config.load(path).name
+    path = find(name)
+    assert load(path).name
     assert path.read_text(encoding="utf-8").startswith("#"), "a recipe starts with its header"
 
 
@@ -161,7 +162,7 @@ def written(field: dataclasses.Field[object]) -> str:
 def test_the_documentation_lists_every_key_with_its_default() -> None:
     text = (REPOSITORY / "docs" / "config.md").read_text(encoding="utf-8")
     documented = re.findall(r"^\| `([a-z0-9_.]+)` \| `?([^|`]*)`? \|", text, re.MULTILINE)
-    assert sorted(documented) == sorted(keys(config.RunConfig))
+    assert sorted(documented) == sorted(keys(RunConfig))
 
 
 def test_links_between_documents_lead_somewhere() -> None:

@@ -32,9 +32,9 @@ CONFIG = {
 
 def note_pixels(folder: Path) -> None:
     """Has a rank write down which pixels it trains on: a line for each image, step by step."""
-    from kdad_dist import train
+    from kdad_dist.train import loop
 
-    take_step = train.take_step
+    take_step = loop.take_step
     steps = 0
 
     def noted(run: Any, micros: list, lr: float) -> Any:
@@ -47,7 +47,7 @@ def note_pixels(folder: Path) -> None:
         steps += 1
         return take_step(run, micros, lr)
 
-    train.take_step = noted
+    loop.take_step = noted
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from kdad_dist.config_classkd import ClassifierConfig, ClasskdConfig, ClassTeacherConfig
+from kdad_dist.config.classkd import ClassifierConfig, ClasskdConfig, ClassTeacherConfig
 from kdad_dist.methods.classkd import Classkd
 from kdad_dist.methods.distill_losses import angle_relations, distance_relations, softened
 from kdad_dist.models.backbone_classifier import KnownClassifier, assemble, build_head

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdad_dist.config import load
+from kdad_dist.config.load import load
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods.classkd import Classkd
 from kdad_dist.methods.distill_losses import mistaken, unconvinced

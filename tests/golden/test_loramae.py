@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_dist.config_methods import InferenceConfig, LoraConfig, LoraMaeConfig
+from kdad_dist.config.methods import InferenceConfig, LoraConfig, LoraMaeConfig
 from kdad_dist.methods.loramae import LoraMae
 from kdad_dist.models.tokens import IMAGENET
 from kdad_dist.types import Batch

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdad_dist.config_methods import LoraConfig, LoraMaeConfig
+from kdad_dist.config.methods import LoraConfig, LoraMaeConfig
 from kdad_dist.models.lora import MARK, add_lora
 from kdad_dist.models.mae import PRESETS, Architecture, MaskedAutoencoder, position_table
 from kdad_dist.models.mae_build import build_mae

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.ndimage import binary_opening, grey_opening
 from torch import Tensor, nn
 
-from kdad_dist.config_methods import MkdConfig, MkdTeacherConfig
+from kdad_dist.config.methods import MkdConfig, MkdTeacherConfig
 from kdad_dist.draws import normal
 from kdad_dist.methods import saliency
 from kdad_dist.methods.feature_loss import direction

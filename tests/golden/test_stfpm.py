@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kdad_dist.config_methods import StfpmConfig, TeacherConfig
+from kdad_dist.config.methods import StfpmConfig, TeacherConfig
 from kdad_dist.methods.stfpm import Stfpm, combine, distance
 from kdad_dist.types import Batch
 

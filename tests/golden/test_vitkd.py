@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from kdad_dist.config_methods import VitkdConfig, VitStudentConfig, VitTeacherConfig
+from kdad_dist.config.methods import VitkdConfig, VitStudentConfig, VitTeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.methods.vitkd import Vitkd
 from kdad_dist.models.vit_student import Block

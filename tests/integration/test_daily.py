@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist.config import load
-from kdad_dist.doctor import Request, examine, training
-from kdad_dist.doctor_disk import shards
-from kdad_dist.status import look
+from kdad_dist.config.load import load
+from kdad_dist.doctor.checks import Request, examine, training
+from kdad_dist.doctor.disk import shards
+from kdad_dist.status.survey import look
 from tests.integration.test_training import CONFIG
 from tests.kdad import Launched, configured, kdad, until
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist.demo_images import CATEGORY, DEFECTS
+from kdad_dist.demo.images import CATEGORY, DEFECTS
 
 PATIENCE = 900
 """Seconds. Two minutes are promised on two idle cores; a machine that runs tests is not idle."""

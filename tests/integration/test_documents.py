@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 import typer
 
-from kdad_dist import config
-from kdad_dist.cli import app
+from kdad_dist.cli.app import app
+from kdad_dist.config.load import load, recipe_names
 from tests.bundles import CLASSES, make_cifar_python, make_mnist
 from tests.documents import FOUND, Command
 from tests.helpers import make_mvtec
@@ -29,7 +29,7 @@ from tests.needs import REPOSITORY
 pytestmark = pytest.mark.launch
 
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
-RECIPES = [name for name in config.recipe_names() if name != "demo"]
+RECIPES = [name for name in recipe_names() if name != "demo"]
 SMALL = {
     "stfpm_mvtec": "method.teacher.backbone=resnet10t method.teacher.weights=random"
     " method.teacher.layers=[1,2] data.image_size=64 train.epochs=2"
@@ -208,7 +208,7 @@ def shop(tmp_path_factory) -> Reader:
     make_mnist(folder / "MNIST_FOLDER")
     make_mnist(folder / "FASHION_FOLDER", (9, 0, 0, 3, 0, 2, 7, 2, 5, 5, 4, 4), (9, 2, 1, 1, 6, 1))
     make_hub_vit(folder / "hub", 224, depth=12)
-    method = {name: config.load(name).method.name for name in RECIPES}
+    method = {name: load(name).method.name for name in RECIPES}
     return Reader(folder, {name: OWN.get(name, WEIGHTS[method[name]]) for name in RECIPES}, True)
 
 

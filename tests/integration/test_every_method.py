@@ -14,12 +14,13 @@ import yaml
 from PIL import Image
 
 import kdad_dist
-from kdad_dist import export_onnx, export_torch
-from kdad_dist.config import load, load_run
+from kdad_dist.config.load import load, load_run
 from kdad_dist.errors import ConfigError, KdadError
-from kdad_dist.export import export
-from kdad_dist.report import write_report
-from kdad_dist.train_dryrun import dry_run
+from kdad_dist.export import onnx as export_onnx
+from kdad_dist.export import pt2 as export_torch
+from kdad_dist.export.write import export
+from kdad_dist.report.page import write_report
+from kdad_dist.train.dry_run import dry_run
 from tests.helpers import make_classes, texture
 from tests.integration.test_scoring import results
 from tests.kdad import configured, kdad, lines, succeeds, weights

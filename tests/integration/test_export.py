@@ -18,14 +18,17 @@ import torch
 import yaml
 from PIL import Image
 
-from kdad_dist import Detector, export_onnx, export_parity, export_torch, load
-from kdad_dist import config as configuration
-from kdad_dist.config import load_run
+from kdad_dist import Detector, load
+from kdad_dist.config.load import load as configured
+from kdad_dist.config.load import load_run
 from kdad_dist.data.reader import Fit
 from kdad_dist.detector import Threshold
 from kdad_dist.errors import DataError, ExportError, UsageError
-from kdad_dist.export import export
-from kdad_dist.export_graph import traced
+from kdad_dist.export import onnx as export_onnx
+from kdad_dist.export import parity as export_parity
+from kdad_dist.export import pt2 as export_torch
+from kdad_dist.export.graph import traced
+from kdad_dist.export.write import export
 from kdad_dist.methods import build_method
 from kdad_dist.methods.readout import Readout
 from kdad_dist.methods.stfpm import Stfpm
@@ -161,7 +164,7 @@ def test_everything_between_pixels_and_score_is_in_the_graph(run):
 
 def test_the_window_and_the_tiles_of_any_number_of_images_are_in_the_graph(runs, monkeypatch):
     words = ["data.image_size=27", "data.centre_margin=5", "data.tile=20", "data.tile_overlap=8"]
-    config = configuration.load(runs / "stfpm.yaml", words)
+    config = configured(runs / "stfpm.yaml", words)
     method = build_method(config)
     readout = Readout(method, config.score, config.data.tiling)
     cpu, fit = torch.device("cpu"), Fit(27, None, "squash", 5)

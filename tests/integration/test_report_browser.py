@@ -16,7 +16,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
-from kdad_dist.report import write_report
+from kdad_dist.report.page import write_report
 from tests.helpers_run import make_run, write_explained
 from tests.needs import require_or_skip
 

@@ -17,9 +17,9 @@ import yaml
 from PIL import Image
 from safetensors.numpy import load_file
 
-from kdad_dist.config import load, load_run
+from kdad_dist.config.load import load, load_run
 from kdad_dist.methods import build_method
-from kdad_dist.report import write_report
+from kdad_dist.report.page import write_report
 from kdad_dist.runtime.restore import restore
 from tests.helpers import make_mvtec, save_image, texture
 from tests.kdad import Launched, kdad, succeeds, until
@@ -221,10 +221,10 @@ def slowly() -> None:
 
 def slowly_and_safely() -> None:
     """As `slowly`, and keeps each unit when it is done."""
-    from kdad_dist import score
+    from kdad_dist.score import scoring
 
     slowly()
-    score.SAVE_EVERY = 0.0
+    scoring.SAVE_EVERY = 0.0
 
 
 def began(run: Path, units: int) -> bool:

@@ -18,7 +18,7 @@ from tests.helpers import make_mvtec
 from tests.kdad import Launched, succeeds, until
 from tests.needs import REPOSITORY
 
-WORDS = "import sys; sys.argv[0] = 'kdad'; from kdad_dist.cli import main; main()"
+WORDS = "import sys; sys.argv[0] = 'kdad'; from kdad_dist.cli.app import main; main()"
 
 
 def shell(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -126,7 +126,7 @@ def test_an_export_that_is_left_by_ctrl_c_leaves_no_half_of_a_file(runs, tmp_pat
 
 def connect_only() -> None:
     """In a group of processes of its own, as a shell starts it; other checks take a while."""
-    from kdad_dist import doctor_text
+    from kdad_dist.doctor import text as doctor_text
 
     os.setsid()
     doctor_text.CHECKS = doctor_text.CHECKS[-1:]

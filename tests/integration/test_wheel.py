@@ -61,7 +61,7 @@ def test_the_installed_command_explains_itself(elsewhere: Path) -> None:
 
 
 def test_a_shipped_recipe_is_found_by_name_outside_the_repository(elsewhere: Path) -> None:
-    show = "from kdad_dist.config import load; print(load('stfpm_mvtec').name)"
+    show = "from kdad_dist.config.load import load; print(load('stfpm_mvtec').name)"
     result = run(elsewhere / "venv/bin/python", "-c", show, cwd=elsewhere)
     assert (result.returncode, result.stdout) == (0, "stfpm-bottle\n"), result.stderr
 

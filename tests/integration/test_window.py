@@ -12,12 +12,12 @@ from PIL import Image
 from sklearn.metrics import roc_auc_score
 
 from kdad_dist import Detector, load
-from kdad_dist.config import load_run
+from kdad_dist.config.load import load_run
 from kdad_dist.data.reader import Fit
 from kdad_dist.detector import Threshold
-from kdad_dist.export import export
+from kdad_dist.export.write import export
 from kdad_dist.predict import Predictor, unique_names
-from kdad_dist.score_results import warn_of_unseen_defects
+from kdad_dist.score.results import warn_of_unseen_defects
 from tests.helpers import texture
 from tests.integration.test_scoring import results
 from tests.kdad import succeeds

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from kdad_dist import config
+from kdad_dist.config.load import dump, load, load_run
 from kdad_dist.errors import ConfigError
-from kdad_dist.sweep_plan import folder
+from kdad_dist.sweep.plan import folder
 from tests.needs import REPOSITORY
 from tests.security.fuzz import fuzzed, survives
 
@@ -28,7 +28,7 @@ YAML = st.one_of(
         ]
     ),
 )
-KEYS = [*config.load("demo").__dataclass_fields__, "data.shards", "data.category", "optim.betas"]
+KEYS = [*load("demo").__dataclass_fields__, "data.shards", "data.category", "optim.betas"]
 KEYS += ["method.name", "method.teacher.layers", "train.steps", "score.quantile", "", "a.b.c"]
 
 
@@ -48,7 +48,7 @@ def test_yaml_builds_nothing_but_plain_values(tmp_path: Path, tag: str, monkeypa
     file.write_text(f"name: {tag}\n")
     for words in ([file], ["demo", [f"name={tag}"]]):
         with pytest.raises(ConfigError, match="YAML"):
-            config.load(*words)
+            load(*words)
     assert not (tmp_path / "pwned").exists()
 
 
@@ -60,14 +60,14 @@ def test_aliases_do_not_multiply(tmp_path: Path):
     for text, said in ((laughs, "alias"), (f"{lists}data: {{category: *b59}}\n", "problems")):
         (tmp_path / "c.yaml").write_text(text)
         with pytest.raises(ConfigError, match=said) as raised:
-            config.load(tmp_path / "c.yaml")
+            load(tmp_path / "c.yaml")
         assert len(str(raised.value)) < 30_000
 
 
 @fuzzed
 def test_no_override_brings_anything_but_an_error_that_a_user_understands(examples: int):
     words = st.builds("{}={}".format, st.sampled_from(KEYS) | st.text(max_size=9), YAML)
-    survives(2 * examples, lambda word: config.load("demo", [word]), words)
+    survives(2 * examples, lambda word: load("demo", [word]), words)
 
 
 @fuzzed
@@ -76,16 +76,16 @@ def test_no_file_brings_anything_else(tmp_path: Path, examples: int):
 
     def check(text: str) -> None:
         file.write_bytes(text.encode(errors="surrogatepass"))
-        config.load(file)
+        load(file)
 
     lines = st.builds("{}: {}\n".format, st.sampled_from(KEYS), YAML)
     survives(2 * examples, check, YAML | st.lists(lines, max_size=4).map("".join))
 
 
 def test_what_was_written_of_a_configuration_reads_back_whatever_its_names(tmp_path: Path):
-    found = config.load("demo", [f"name={yaml.safe_dump(EVIL)}", "track.group='!!python/name:os'"])
-    (tmp_path / "config.yaml").write_text(config.dump(found))
-    again = config.load_run(tmp_path)
+    found = load("demo", [f"name={yaml.safe_dump(EVIL)}", "track.group='!!python/name:os'"])
+    (tmp_path / "config.yaml").write_text(dump(found))
+    again = load_run(tmp_path)
     assert (again.name, again.track.group) == (EVIL, "!!python/name:os")
 
 

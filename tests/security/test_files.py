@@ -21,8 +21,8 @@ from kdad_dist.data.writer import pack
 from kdad_dist.errors import DataError, WeightsError
 from kdad_dist.models.weights import read_weights
 from kdad_dist.predict import find_images
-from kdad_dist.score_examples import map_name
-from kdad_dist.score_parts import read as read_parts
+from kdad_dist.score.examples import map_name
+from kdad_dist.score.parts import read as read_parts
 from tests.helpers import header_of_png, make_mvtec, texture
 from tests.security.fuzz import fuzzed, survives
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 import kdad_dist
-from kdad_dist.cli import main
-from kdad_dist.cli_text import say
+from kdad_dist.cli.app import main
+from kdad_dist.cli.text import say
 from kdad_dist.errors import DataError
-from kdad_dist.report import write_report
-from kdad_dist.report_data import read_run
-from kdad_dist.score_results import write_scores
+from kdad_dist.report.data import read_run
+from kdad_dist.report.page import write_report
+from kdad_dist.score.results import write_scores
 from tests.helpers_run import make_run, write_json
 from tests.unit.test_report import Page
 
@@ -77,12 +77,12 @@ def test_a_csv_file_holds_names_as_they_are_and_gives_them_back(tmp_path: Path, 
 
 
 def test_every_template_escapes_by_itself_and_none_is_told_not_to():
-    """Markup is made in `report_charts` alone, whose texts are escaped one by one."""
+    """Markup is made in `report/charts.py` alone, whose texts are escaped one by one."""
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("Environment"):
                 options = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
                 assert options.get("autoescape") == "True", path
-    for path in (PACKAGE / "templates").iterdir():
+    for path in (PACKAGE / "report" / "templates").iterdir():
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"autoescape\s+false|<script|\bon\w+=|https?://", text), path

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist import config
+from kdad_dist.config.load import load
 from kdad_dist.data.index import Index
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.source import fetch
@@ -129,5 +129,5 @@ def test_an_address_that_is_none_is_an_error_of_the_data(address: str):
 
 def test_an_address_with_a_password_is_refused_before_it_is_written_anywhere(tmp_path: Path):
     with pytest.raises(ConfigError, match=r"data\.shards") as raised:
-        config.load("demo", ["data.shards=https://user:s3cret@example.org/shards"])
+        load("demo", ["data.shards=https://user:s3cret@example.org/shards"])
     assert "s3cret" not in str(raised.value)

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from kdad_dist.config import load_run
+from kdad_dist.config.load import load_run
 from kdad_dist.data.index import Index
 from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.verify import verify as verify_shards

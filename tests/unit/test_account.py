@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from kdad_dist.config import AugmentConfig, DataConfig, OptimConfig, RunConfig, TrainConfig
-from kdad_dist.config_methods import LoraMaeConfig, MethodConfig, StfpmConfig, TeacherConfig
+from kdad_dist.config.data import AugmentConfig, DataConfig
+from kdad_dist.config.methods import LoraMaeConfig, MethodConfig, StfpmConfig, TeacherConfig
+from kdad_dist.config.run import OptimConfig, RunConfig, TrainConfig
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.runtime.account import (

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from kdad_dist.config_methods import LoraMaeConfig, StfpmConfig, TeacherConfig
+from kdad_dist.config.methods import LoraMaeConfig, StfpmConfig, TeacherConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.loramae import LoraMae
 from kdad_dist.methods.stfpm import Stfpm

@@ -13,7 +13,8 @@ import torch
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from kdad_dist.config import AugmentConfig, RunConfig
+from kdad_dist.config.data import AugmentConfig
+from kdad_dist.config.run import RunConfig
 from kdad_dist.data.augment import augment
 from kdad_dist.data.index import Index, Sample, Split
 from kdad_dist.data.loader import IndexedLoader, Loader

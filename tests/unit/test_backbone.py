@@ -11,7 +11,7 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
-from kdad_dist.config_methods import TeacherConfig
+from kdad_dist.config.methods import TeacherConfig
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models import weights as weights_module
 from kdad_dist.models.backbone import FeatureNet, build_backbone, build_student, build_teacher

@@ -16,7 +16,7 @@ from torch import nn
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from kdad_dist.config_methods import LoraConfig, LoraMaeConfig
+from kdad_dist.config.methods import LoraConfig, LoraMaeConfig
 from kdad_dist.errors import CheckpointError
 from kdad_dist.models.mae_build import build_mae
 from kdad_dist.runtime import manifest as manifests

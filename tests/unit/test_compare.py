@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdad_dist.compare import compare, ranked
-from kdad_dist.compare_text import told
+from kdad_dist.compare.differences import compare, ranked
+from kdad_dist.compare.text import told
 from kdad_dist.errors import DataError, UsageError
 from tests.helpers_run import make_run, write_json
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist.config import changed_keys, digest, dump, load, load_run, recipe_names
+from kdad_dist.config.changes import changed_keys, digest
+from kdad_dist.config.load import dump, load, load_run, recipe_names
 from kdad_dist.errors import ConfigError
 
 GOOD = """\

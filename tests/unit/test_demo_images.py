@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from kdad_dist.data.layouts import scan
-from kdad_dist.demo import TRAIN, claim, table, write_photos, z_score
-from kdad_dist.demo_images import CATEGORY, DEFECTS, SIDE, Example, draw, examples
+from kdad_dist.demo.commands import TRAIN, claim, table, write_photos, z_score
+from kdad_dist.demo.images import CATEGORY, DEFECTS, SIDE, Example, draw, examples
 from kdad_dist.errors import UsageError
 
 

@@ -11,10 +11,12 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from kdad_dist import doctor, doctor_disk, doctor_launch
-from kdad_dist.doctor import NOTE, OK, PROBLEM, Check, Finding, Request, examine
-from kdad_dist.doctor_disk import Mount
-from kdad_dist.doctor_text import line, refuse_problems
+from kdad_dist.doctor import checks
+from kdad_dist.doctor import disk as doctor_disk
+from kdad_dist.doctor import launch as doctor_launch
+from kdad_dist.doctor.checks import NOTE, OK, PROBLEM, Check, Finding, Request, examine
+from kdad_dist.doctor.disk import Mount
+from kdad_dist.doctor.text import line, refuse_problems
 from kdad_dist.errors import DataError, KdadError
 from kdad_dist.runtime import libraries
 from kdad_dist.runtime.exchange import seconds
@@ -136,13 +138,13 @@ def home(tmp_path, monkeypatch) -> Path:
 
 @pytest.mark.parametrize("place", ["environment", "netrc"])
 def test_a_key_is_found_and_never_told(home, monkeypatch, place):
-    assert "no key" in only(doctor.wandb).found
+    assert "no key" in only(checks.wandb).found
     if place == "environment":
         monkeypatch.setenv("WANDB_API_KEY", KEY)
     else:
         (home / ".netrc").write_text(f"machine api.wandb.ai\n login user\n password {KEY}\n")
         (home / ".netrc").chmod(0o600)
-    found = only(doctor.wandb)
+    found = only(checks.wandb)
     assert "a key is there" in found.found
     assert KEY not in repr(found)
 
@@ -160,8 +162,8 @@ def test_slurm_is_asked_and_not_waited_for(tmp_path, monkeypatch, script, state,
     (tmp_path / "sinfo").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setattr(doctor, "SLURM_PATIENCE", 0.5)
-    found = only(doctor.slurm)
+    monkeypatch.setattr(checks, "SLURM_PATIENCE", 0.5)
+    found = only(checks.slurm)
     assert (found.state, said in found.found) == (state, True), found
 
 
@@ -172,21 +174,21 @@ def test_a_hub_that_is_not_reached_is_a_note_that_names_the_way_without_it(monke
         address = f"http://user:secret@127.0.0.1:{silent.getsockname()[1]}"
         monkeypatch.setattr(constants, "ENDPOINT", address)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(doctor, "HUB_PATIENCE", 0.3)
+        monkeypatch.setattr(checks, "HUB_PATIENCE", 0.3)
         start = time.monotonic()
-        found = only(doctor.hub)
+        found = only(checks.hub)
     assert time.monotonic() - start < 2
     assert found.state == NOTE
     assert "method.teacher.weights=FILE" in (found.remedy or "")
     assert "secret" not in repr(found)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert "HF_HUB_OFFLINE is set" in only(doctor.hub).found
+    assert "HF_HUB_OFFLINE is set" in only(checks.hub).found
 
 
 def launch_findings(monkeypatch, settings: Path) -> dict[str, Finding]:
     monkeypatch.setattr(libraries, "accelerate_file", lambda: settings)
     monkeypatch.setattr(libraries, "deepspeed", lambda: None)  # importing it takes seconds
-    return {found.name: found for found in findings(doctor.launchers)}
+    return {found.name: found for found in findings(checks.launchers)}
 
 
 def test_settings_that_hold_for_every_launch_are_told(tmp_path, monkeypatch):
@@ -212,11 +214,11 @@ def test_gpus_that_a_launch_asks_for_and_are_not_there_are_a_problem(monkeypatch
     monkeypatch.delenv("KDAD_DEVICE", raising=False)
     monkeypatch.delenv("KDAD_MODE", raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert findings(doctor.devices)[-1].state == OK
+    assert findings(checks.devices)[-1].state == OK
     monkeypatch.setenv("KDAD_MODE", "fsdp2")
-    assert findings(doctor.devices)[-1].state == PROBLEM
+    assert findings(checks.devices)[-1].state == PROBLEM
     monkeypatch.setenv("KDAD_DEVICE", "cpu")
-    assert findings(doctor.devices)[-1].state == OK
+    assert findings(checks.devices)[-1].state == OK
 
 
 def test_a_launch_that_the_script_refuses_is_a_problem_in_its_words(monkeypatch):

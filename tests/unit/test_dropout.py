@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from kdad_dist.config_classkd import ClassifierConfig
-from kdad_dist.config_methods import LoraConfig, LoraMaeConfig
+from kdad_dist.config.classkd import ClassifierConfig
+from kdad_dist.config.methods import LoraConfig, LoraMaeConfig
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.loramae import LoraMae

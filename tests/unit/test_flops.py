@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from kdad_dist.config_methods import LoraMaeConfig, StfpmConfig, TeacherConfig
+from kdad_dist.config.methods import LoraMaeConfig, StfpmConfig, TeacherConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.loramae import LoraMae
 from kdad_dist.methods.stfpm import Stfpm

@@ -7,7 +7,7 @@ import torch
 from loralib.layers import Linear as LoraLinear
 from torch import Tensor
 
-from kdad_dist.config_methods import LoraConfig
+from kdad_dist.config.methods import LoraConfig
 from kdad_dist.errors import ConfigError
 from kdad_dist.models.dropout import drop_by
 from kdad_dist.models.lora import MARK, add_lora, merge, merged_tensors

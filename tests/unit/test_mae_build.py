@@ -12,7 +12,7 @@ from huggingface_hub import constants
 from safetensors.torch import save_file
 from torch import nn
 
-from kdad_dist.config_methods import LoraConfig, LoraMaeConfig
+from kdad_dist.config.methods import LoraConfig, LoraMaeConfig
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.lora import MARK, merged_tensors
 from kdad_dist.models.mae import PRESETS, Architecture, MaskedAutoencoder

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kdad_dist.config_methods import LoraConfig
+from kdad_dist.config.methods import LoraConfig
 from kdad_dist.errors import WeightsError
 from kdad_dist.models.lora import add_lora, merged_tensors
 from kdad_dist.models.mae import (

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kdad_dist import config as configuration
+from kdad_dist.config.load import load
+from kdad_dist.config.run import ScoreConfig
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.mkd import Mkd
@@ -22,7 +23,7 @@ HOW = ["gradient", "smoothgrad", "guided"]
 def test_maps_leave_no_trace_and_change_no_score(how: str) -> None:
     method = make_mkd(localise=how).requires_grad_(False).eval()
     before = weights_hash(method)
-    readout = Readout(method, configuration.ScoreConfig(smooth_sigma=1), Tiling(32, 32))
+    readout = Readout(method, ScoreConfig(smooth_sigma=1), Tiling(32, 32))
     found = readout(batch(4).image)
     assert found.anomaly_map.shape == (4, 32, 32)
     assert found.anomaly_map.min() >= 0 and found.anomaly_map.amax((1, 2)).min() > 0
@@ -30,9 +31,7 @@ def test_maps_leave_no_trace_and_change_no_score(how: str) -> None:
     assert all(p.grad is None for p in method.parameters())
     assert weights_hash(method) == before
     assert not [m for m in method.modules() if m._forward_hooks or m._backward_hooks]
-    plain = Readout(make_mkd(localise="none").eval(), configuration.ScoreConfig(), Tiling(32, 32))(
-        batch(4).image
-    )
+    plain = Readout(make_mkd(localise="none").eval(), ScoreConfig(), Tiling(32, 32))(batch(4).image)
     assert plain.anomaly_map is None
     assert torch.equal(plain.pred_score, found.pred_score)
 
@@ -102,11 +101,11 @@ def test_networks_that_do_not_fit_are_refused_with_what_does(
 )
 def test_values_that_mean_nothing_are_refused(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        configuration.load("mkd_mvtec", override.split())
+        load("mkd_mvtec", override.split())
 
 
 def test_a_recipe_builds() -> None:
-    method = build_method(configuration.load("mkd_mvtec", ["method.teacher.weights=random"]))
+    method = build_method(load("mkd_mvtec", ["method.teacher.weights=random"]))
     assert isinstance(method, Mkd)
     assert method.config.read == [2, 3, 4]
     assert sum(p.numel() for p in method.student.parameters() if p.requires_grad) == 343_984

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kdad_dist.config import load
+from kdad_dist.config.load import load
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods import build_method
 from kdad_dist.runtime.modes import MODES, refuse_mode

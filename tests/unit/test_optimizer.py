@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from kdad_dist.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from kdad_dist.config.data import DataConfig
+from kdad_dist.config.run import OptimConfig, RunConfig, TrainConfig
 from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
 from kdad_dist.runtime.optimizer import build_optimizer
 from kdad_dist.runtime.tensors import Tensors

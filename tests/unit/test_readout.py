@@ -3,7 +3,8 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from kdad_dist.config import RunConfig, ScoreConfig, load
+from kdad_dist.config.load import load
+from kdad_dist.config.run import RunConfig, ScoreConfig
 from kdad_dist.methods.readout import Moments, Standard, blur_matrix, readout_of, reduce, smooth
 
 MAPS = torch.rand(2, 24, 40, generator=torch.Generator().manual_seed(0))

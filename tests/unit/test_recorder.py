@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdad_dist.config import DataConfig, OptimConfig, RunConfig, TrainConfig
+from kdad_dist.config.data import DataConfig
+from kdad_dist.config.run import OptimConfig, RunConfig, TrainConfig
 from kdad_dist.runtime import flops, recorder, session
 from kdad_dist.runtime.checkpoint import TrainState
 from kdad_dist.runtime.recorder import Recorder

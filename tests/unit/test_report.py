@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from kdad_dist import report_charts
 from kdad_dist.errors import DataError, UsageError
 from kdad_dist.pictures import colours, heat
-from kdad_dist.report import write_report
-from kdad_dist.report_pictures import outline
+from kdad_dist.report import charts as report_charts
+from kdad_dist.report.page import write_report
+from kdad_dist.report.pictures import outline
 from tests.helpers_run import make_run, write_explained, write_json
 from tests.pages import Page
 
@@ -427,7 +427,7 @@ def test_the_old_page_stays_whole_when_a_new_one_fails(tmp_path: Path) -> None:
 
 
 def test_the_report_does_not_load_torch() -> None:
-    code = "import sys, kdad_dist.report; sys.exit('torch' in sys.modules)"
+    code = "import sys, kdad_dist.report.page; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from kdad_dist.config import OptimConfig
+from kdad_dist.config.run import OptimConfig
 from kdad_dist.schedule import base_lr, learning_rate
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from kdad_dist.metrics.agreement import agreement
 from kdad_dist.models.backbone_classifier import Classifier
-from kdad_dist.score_explain import Explainer, compared, mean_over, write_explained
+from kdad_dist.score.explain import Explainer, compared, mean_over, write_explained
 from tests.helpers import texture
 
 

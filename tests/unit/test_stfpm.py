@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist import config as configuration
-from kdad_dist.config_methods import StfpmConfig, TeacherConfig
+from kdad_dist.config.load import load
+from kdad_dist.config.methods import StfpmConfig, TeacherConfig
 from kdad_dist.methods import build_method
 from kdad_dist.methods.stfpm import Stfpm
 from kdad_dist.models.weights import weights_hash
@@ -21,7 +21,7 @@ def test_maps_are_not_negative_and_of_the_images_size(combine: str) -> None:
 
 @pytest.mark.parametrize("recipe", ["stfpm_mvtec", "stfpm_notebook"])
 def test_the_recipes_build_and_know_their_layers(recipe: str) -> None:
-    run = configuration.load(recipe, ["method.teacher.weights=random"])
+    run = load(recipe, ["method.teacher.weights=random"])
     method = build_method(run)
     assert isinstance(method, Stfpm)
     assert sum(p.numel() for p in method.student.parameters() if p.requires_grad) == 2_782_784

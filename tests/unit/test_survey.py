@@ -16,8 +16,8 @@ from kdad_dist.errors import DataError, Preempted, UsageError
 from kdad_dist.files import Holder, write_json
 from kdad_dist.runtime.manifest import VERSION, file_entry, replace_manifest
 from kdad_dist.runtime.status import Status
-from kdad_dist.status import SILENT, judge, last_losses, look, survey, tally
-from kdad_dist.status_text import shown
+from kdad_dist.status.survey import SILENT, judge, last_losses, look, survey, tally
+from kdad_dist.status.text import shown
 from tests.helpers_run import make_run
 
 FREE, NOBODY = Holder(False, "pid 7 on here"), Holder(False, "")

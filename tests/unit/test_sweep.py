@@ -9,11 +9,11 @@ import pytest
 
 from kdad_dist.data.writer import pack
 from kdad_dist.errors import ConfigError, Interrupted, KdadError, Preempted, UsageError
-from kdad_dist.sweep import Sweep, stages
-from kdad_dist.sweep_local import Outcome, Runner, environments, reason, refuse_failures, told
-from kdad_dist.sweep_plan import choose, folder, plan, plan_variants, reopen
-from kdad_dist.sweep_slurm import submit
-from kdad_dist.sweep_table import write_table
+from kdad_dist.sweep.jobs import Sweep, stages
+from kdad_dist.sweep.local import Outcome, Runner, environments, reason, refuse_failures, told
+from kdad_dist.sweep.plan import choose, folder, plan, plan_variants, reopen
+from kdad_dist.sweep.slurm import submit
+from kdad_dist.sweep.table import write_table
 from tests.helpers import save_image, texture
 from tests.sweeps import ODD, finish
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from kdad_dist.config import find, recipe_names, recipes_directory
+from kdad_dist.config.load import find, recipe_names, recipes_directory
 from kdad_dist.errors import DataError
-from kdad_dist.report_tables import curve
-from kdad_dist.sweep import Sweep
-from kdad_dist.sweep_page import curves, unlike, write_page
-from kdad_dist.sweep_plan import plan, plan_variants
-from kdad_dist.sweep_published import read_published
-from kdad_dist.sweep_table import write_table
-from kdad_dist.sweep_text import as_latex
+from kdad_dist.report.tables import curve
+from kdad_dist.sweep.jobs import Sweep
+from kdad_dist.sweep.page import curves, unlike, write_page
+from kdad_dist.sweep.plan import plan, plan_variants
+from kdad_dist.sweep.published import read_published
+from kdad_dist.sweep.table import write_table
+from kdad_dist.sweep.text import as_latex
 from tests.helpers_run import write_log
 from tests.pages import Page
 from tests.sweeps import ODD, finish

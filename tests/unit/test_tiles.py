@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kdad_dist.config import ScoreConfig, load
+from kdad_dist.config.load import load
+from kdad_dist.config.run import ScoreConfig
 from kdad_dist.data.index import Index, Split
 from kdad_dist.data.loader import IndexedLoader
 from kdad_dist.data.pixels import open_pixels

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from kdad_dist.config import RunConfig, TrackConfig, load
+from kdad_dist.config.load import load
+from kdad_dist.config.run import RunConfig, TrackConfig
 from kdad_dist.errors import UsageError
 from kdad_dist.runtime import session, tracker
 from kdad_dist.runtime.tracker import Tracker, check_trackers

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from kdad_dist.config import RunConfig, load
+from kdad_dist.config.load import load
+from kdad_dist.config.run import RunConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.models.discriminator import Rivals
 from kdad_dist.runtime import session

@@ -11,7 +11,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
-from kdad_dist import config as configuration
+from kdad_dist.config.load import load
 from kdad_dist.errors import ConfigError, KdadError, WeightsError
 from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime.activations import activations
@@ -186,7 +186,7 @@ def test_a_hub_id_without_a_network_fails_at_once_and_names_the_folder(monkeypat
 )
 def test_values_that_mean_nothing_are_refused(override: str, said: str) -> None:
     with pytest.raises(KdadError, match=said):
-        configuration.load("vitkd_cifar10", [override])
+        load("vitkd_cifar10", [override])
 
 
 def test_transformers_is_imported_only_where_it_is_needed() -> None:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist.config import RunConfig, load
+from kdad_dist.config.load import load
+from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import UsageError
 from kdad_dist.runtime.zero_config import plugin, refuse_strangers, settle
 from tests.needs import REPOSITORY

@@ -1,0 +1,73 @@
+"""The verbs of `kdad`. Nothing heavy is imported before a verb runs."""
+
+import os
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from kdad_dist import __version__
+from kdad_dist.cli.data import pack, verify
+from kdad_dist.cli.look import compare, doctor, status
+from kdad_dist.cli.results import export, report
+from kdad_dist.cli.run import demo, score, train
+from kdad_dist.cli.sweep import sweep
+from kdad_dist.cli.text import say
+from kdad_dist.errors import Interrupted, KdadError, UsageError
+from kdad_dist.wording import printable
+
+app = typer.Typer(
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Train, score and report visual anomaly detectors on any number of GPUs.",
+)
+VERBS = (demo, doctor, pack, verify, train, score, report, sweep, status, compare, export)
+"""In the order in which a newcomer meets them."""
+
+
+def main() -> None:
+    """Runs the command line; an error of the user becomes one message and an exit code."""
+    try:
+        app()
+    except KdadError as error:
+        fail(error)
+    except SystemExit as left:
+        if left.code == Interrupted.exit_code:
+            say(f"kdad: {Interrupted()}")
+        raise
+
+
+def fail(error: KdadError) -> NoReturn:
+    """Leaves with an error, which one process says where every one has it."""
+    # All processes of a node find the same mistake in the command or the configuration.
+    everywhere = isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
+    if not (everywhere or (error.shared and os.environ.get("RANK", "0") != "0")):
+        print(printable(f"kdad: {error}"), file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"kdad {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=show_version, is_eager=True, help="Show the version and exit."
+        ),
+    ] = False,
+) -> None:
+    # torch warns from C++ about a DDP option that is set on purpose (runtime/session.py).
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    from kdad_dist.runtime.progress import log_to_stderr
+
+    log_to_stderr()
+
+
+for verb in VERBS:
+    app.command()(verb)

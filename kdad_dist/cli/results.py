@@ -1,0 +1,52 @@
+"""The verbs that show what a run has come to, and pass it on."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from kdad_dist.cli.choices import Format, Json, Overrides, Run
+from kdad_dist.cli.text import exported, say, tell
+from kdad_dist.errors import UsageError
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="The directory of a run, or of a sweep.")],
+    latex: Annotated[
+        bool, typer.Option("--latex", help="A sweep's tables as table.tex too.")
+    ] = False,
+    png: Annotated[bool, typer.Option("--png", help="The charts in figures/ too.")] = False,
+) -> None:
+    """Write one self-contained HTML page about a run or a sweep."""
+    from kdad_dist.report.page import write_report
+    from kdad_dist.sweep.page import result, write_page
+    from kdad_dist.sweep.plan import is_sweep, reopen
+
+    if is_sweep(run):
+        sweep = reopen(run)
+        say(result(sweep, write_page(sweep, latex, png)))
+        return
+    if latex:
+        raise UsageError("--latex is of a sweep", "leave it out, or give the directory of a sweep")
+    say(f"report: {write_report(run, png)}")
+
+
+def export(
+    run: Run,
+    overrides: Overrides = None,
+    format: Annotated[
+        Format,
+        typer.Option(help="The student's weights (safetensors), or all that judges an image."),
+    ] = Format.SAFETENSORS,
+    compare: Annotated[
+        int,
+        typer.Option(min=0, help="With onnx and torch: test images to compare on; 0: all."),
+    ] = 64,
+    as_json: Json = False,
+) -> None:
+    """Write one file for other programs, compared with the run."""
+    from kdad_dist.config.load import load_run
+    from kdad_dist.export.write import export as export_run
+
+    facts = export_run(load_run(run, overrides or []), format.value, compare)
+    tell(exported(facts), facts, as_json)

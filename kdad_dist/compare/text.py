@@ -1,0 +1,77 @@
+"""What `kdad compare` shows to a person."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from kdad_dist.report.text import COLUMNS, SYNTHETIC
+from kdad_dist.wording import aligned
+
+Facts = dict[str, Any]
+
+
+def told(facts: Facts) -> str:
+    """Everything that `compare` found, in tables."""
+    names = titles([run["directory"] for run in facts["runs"]])
+    parts = [
+        "\n".join(facts["notes"]),
+        table("configuration", names, config_rows(facts["config"])),
+        table("figures", [*names, *pair(names)], list(figure_rows(facts["metrics"]))),
+        *(images(kind, names, found) for kind, found in facts["images"].items()),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def titles(directories: Sequence[str]) -> list[str]:
+    """The runs as short as they can be told apart."""
+    short = [Path(directory).name for directory in directories]
+    return short if len(set(short)) == len(short) else list(directories)
+
+
+def pair(names: Sequence[str]) -> list[str]:
+    """The title of the column with differences, which two runs have."""
+    return ["second - first"] if len(names) == 2 else []
+
+
+def table(title: str, names: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    if not rows:
+        return f"{title}: no difference" if title == "configuration" else ""
+    return "\n".join(aligned([(title, *names), *rows]))
+
+
+def config_rows(found: dict[str, list[Any]]) -> list[list[str]]:
+    def shown(value: Any) -> str:
+        return "-" if value is None else value if isinstance(value, str) else json.dumps(value)
+
+    return [[key, *map(shown, values)] for key, values in found.items()]
+
+
+def figure_rows(metrics: dict[str, dict[str, list[float | None]]]) -> Iterator[list[str]]:
+    """The mean of several categories comes after them, and last what one may choose by."""
+    parts = {name: rows for name, rows in metrics.items() if name.startswith("category ")}
+    if len(parts) != 1:
+        parts["mean"] = metrics["mean"]
+    parts[SYNTHETIC] = metrics["synthetic"]
+    for name, rows in parts.items():
+        for key, values in rows.items():
+            known = [value for value in values if value is not None]
+            cells = ["-" if value is None else f"{value:.4f}" for value in values]
+            if len(values) == 2:
+                cells.append(f"{known[1] - known[0]:+.4f}" if len(known) == 2 else "")
+            yield [f"{name.removeprefix('category ')} {COLUMNS.get(key, key)}", *cells]
+
+
+def images(kind: str, names: Sequence[str], found: Sequence[Facts]) -> str:
+    """The images of a label: score and rank in each run, and where there are pictures of them."""
+    if not found:
+        return ""
+    rows = []
+    for image in found:
+        places = zip(image["scores"], image["ranks"], strict=True)
+        cells = [f"{score:.4g} (rank {rank:g})" for score, rank in places]
+        rows.append([image["key"], image["defect_type"] or "good", *cells])
+    header = f"{kind} images judged most differently, of {found[0]['of']}"
+    lines = [header, *aligned([["", "", *names], *rows], left=2)]
+    pictures = [path for image in found for path in image["pictures"] if path]
+    return "\n".join([*lines, *(["pictures:", *pictures] if pictures else [])])

@@ -1,0 +1,100 @@
+"""From a YAML file, or the name of a shipped recipe, to a checked configuration, and back.
+
+`load` applies `a.b=c` overrides too; `dump` writes the resolved configuration.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+
+from kdad_dist.config.data import DataConfig as DataConfig
+from kdad_dist.config.errors import YamlSource, describe
+from kdad_dist.config.run import RunConfig
+from kdad_dist.errors import ConfigError
+from kdad_dist.wording import meant
+
+
+def recipes_directory() -> Path:
+    """Where the shipped YAML files are: inside an installed package, or beside it in a checkout."""
+    package = Path(__file__).parent.parent
+    installed = package / "recipes"
+    return installed if installed.is_dir() else package.parent / "configs"
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in recipes_directory().glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The YAML file at this path, or the shipped recipe of this name.
+
+    Raises:
+        ConfigError: neither exists.
+    """
+    path = Path(name)
+    if path.suffix in {".yaml", ".yml"}:
+        if path.is_file():
+            return path
+        beside = [file.name for file in path.parent.glob("*.y*ml")]
+        near = meant(path.name, [*beside, *recipe_names()])
+        raise ConfigError(f"there is no config file {name}", f"{near}check the path")
+    recipe = recipes_directory() / f"{name}.yaml"
+    if recipe.is_file():
+        return recipe
+    own = path / "config.yaml"  # of a run that is to go on
+    near = f"did you mean {own}? " if own.is_file() else meant(name, recipe_names())
+    raise ConfigError(
+        f"{name!r} is neither a .yaml file nor a shipped recipe",
+        f"{near}give a path that ends in .yaml, or one of: {', '.join(recipe_names())}",
+    )
+
+
+def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The checked configuration of a file or recipe, with `a.b=c` overrides applied.
+
+    Raises:
+        ConfigError: naming every wrong value with its dotted path, and its file and line.
+    """
+    path = find(str(config))
+    source = YamlSource.read(path)
+    for override in overrides:
+        source.override(override)
+    return check(source)
+
+
+def load_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration that a run directory was made with; `output` is the directory itself.
+
+    Raises:
+        ConfigError: the directory holds no run.
+    """
+    path = run / "config.yaml"
+    if not path.is_file():
+        near = meant(run.name, [other.parent.name for other in run.parent.glob("*/config.yaml")])
+        raise ConfigError(
+            f"{run} is not a run directory: it holds no config.yaml",
+            f"{near}give the directory that `kdad train` wrote, such as runs/NAME",
+        )
+    return load(path, [*overrides, f"output={json.dumps(str(run))}"])
+
+
+def check(source: YamlSource) -> RunConfig:
+    try:
+        return TypeAdapter(RunConfig).validate_python(source.values)
+    except ValidationError as error:
+        raise describe(error, source, RunConfig) from None
+
+
+def dump(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The configuration as nested dicts, lists and scalars."""
+    return json.loads(json.dumps(asdict(config)))

@@ -1,0 +1,61 @@
+"""Files for other programs: a student's weights, or all that judges an image as one graph."""
+
+import hashlib
+from typing import Any, Literal
+
+from kdad_dist import __version__, files
+from kdad_dist.config.changes import digest
+from kdad_dist.config.load import plain
+from kdad_dist.config.run import RunConfig
+from kdad_dist.export.made import Made
+from kdad_dist.models.weights import MANIFEST
+
+Format = Literal["safetensors", "onnx", "torch"]
+
+
+def export(config: RunConfig, kind: Format, compared: int = 64) -> dict[str, Any]:
+    """Writes one file below `export/` of the run, from the chosen checkpoint, once it is checked.
+
+    `manifest.json` beside it says of each file there what it holds and how it was checked.
+
+    Args:
+        compared: test images, at most, on which a graph is compared with the run; 0: all.
+
+    Returns:
+        The file's entry in the manifest, and its `path`.
+
+    Raises:
+        UsageError: the run cannot be exported like this; nothing is written.
+        ExportError: what came out differs from the run; nothing is written.
+        CheckpointError, DataError: the run is not sound, or the file cannot be written.
+    """
+    made = make(config, kind, compared)
+    entry = {
+        "bytes": len(made.content),
+        "sha256": hashlib.sha256(made.content).hexdigest(),
+        "program": f"kdad_dist {__version__}",
+        "method": plain(config)["method"],
+        "classes": config.data.classes,
+        "config_digest": digest(config),
+        **made.facts,
+    }
+    folder = config.directory / "export"
+    with files.writing(folder):
+        folder.mkdir(exist_ok=True)
+        files.write_bytes(folder / made.name, made.content)
+        with files.in_turn(folder / MANIFEST):
+            before = files.read_json(folder / MANIFEST)
+            known = {name: old for name, old in before.items() if (folder / name).exists()}
+            files.write_json(folder / MANIFEST, {**known, made.name: entry})
+    return {"path": str(folder / made.name), **entry}
+
+
+def make(config: RunConfig, kind: Format, compared: int) -> Made:
+    """The checked content of a file."""
+    if kind == "safetensors":
+        from kdad_dist.export.weights import weights
+
+        return weights(config)
+    from kdad_dist.export.graph import graph_file  # torch.export takes seconds to import
+
+    return graph_file(config, kind, compared)

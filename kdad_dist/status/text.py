@@ -1,0 +1,95 @@
+"""What `kdad status` shows to a person: a line for each run, again and again where asked for."""
+
+import time
+from collections.abc import Sequence
+from itertools import groupby
+from pathlib import Path
+
+from rich.live import Live
+from rich.text import Text
+
+from kdad_dist.runtime.progress import CONSOLE, SECONDS_BETWEEN_LINES
+from kdad_dist.status.survey import RunStatus, survey, tally
+from kdad_dist.wording import aligned, amount, duration, on_one_line, printable
+
+HEADER = ("state", "run", "step", "loss", "images/s", "left", "checkpoint", "result", "job")
+COLOURS = {
+    "running": "cyan",
+    "scoring": "cyan",
+    "stale": "bold red",
+    "failed": "red",
+    "preempted": "yellow",
+    "finished": "green",
+    "unknown": "magenta",
+}
+EVERY = 2.0
+"""Seconds between two looks, on a terminal."""
+
+
+def shown(found: Sequence[RunStatus]) -> Text:
+    """The runs, those of a sweep together."""
+    runs = sorted(found, key=lambda run: (run.sweep or "", run.run))
+    header, *lines = aligned([HEADER, *map(cells, runs)], left=2)
+    text = Text(f"{amount(len(runs), 'run')}: {tally(runs)}\n").append(header + "\n", "dim")
+    line = iter(lines)
+    for sweep, group in groupby(runs, lambda run: run.sweep):
+        members = list(group)
+        if sweep is not None:
+            text.append(f"sweep {on_one_line(sweep)}: {tally(members)}\n", "bold")
+        for run in members:
+            said = next(line)
+            text.append(said[: len(run.state)], COLOURS.get(run.state, ""))
+            text.append(f"{said[len(run.state) :]}\n")
+            for why in (run.reason, *run.damaged):
+                if why:
+                    text.append(
+                        "".join(f"    {printable(part)}\n" for part in why.splitlines()), "dim"
+                    )
+    text.rstrip()
+    return text
+
+
+def cells(run: RunStatus) -> tuple[str, ...]:
+    """A line of the table."""
+    checkpoint = "" if run.checkpoint is None else str(run.checkpoint)
+    return (
+        run.state,
+        run.run,
+        f"{run.step}/{run.steps}" if run.steps else "",
+        figure(run.loss, ".4g"),
+        figure(run.images_per_second, ".1f"),
+        "" if run.seconds_left is None else duration(run.seconds_left),
+        f"{checkpoint} (newer: damaged)" if run.damaged else checkpoint,
+        result(run),
+        run.job or "",
+    )
+
+
+def figure(value: object, form: str) -> str:
+    return format(value, form) if isinstance(value, int | float) else ""
+
+
+def result(run: RunStatus) -> str:
+    """The first figure that scoring could compute."""
+    known = run.metrics or {}
+    for name, title in (("image_auroc", "AUROC"), ("accuracy", "accuracy")):
+        if text := figure(known.get(name), ".4f"):
+            return f"{title} {text}"
+    return ""
+
+
+def show(text: Text) -> None:
+    """Lines that no narrow pipe cuts off, in colours on a terminal."""
+    CONSOLE.print(text, soft_wrap=True, highlight=False)
+
+
+def watch(folder: Path) -> None:
+    """Shows the runs again and again, until Ctrl-C; on a terminal in place."""
+    if not CONSOLE.is_terminal:
+        while True:
+            show(shown(survey(folder)))
+            time.sleep(SECONDS_BETWEEN_LINES)
+    with Live(shown(survey(folder)), console=CONSOLE, auto_refresh=False) as live:
+        while True:
+            time.sleep(EVERY)
+            live.update(shown(survey(folder)), refresh=True)
