@@ -9,7 +9,8 @@ teacher features, in two ways:
 
 * ours-official: learning rate 0.4 and weight decay 1e-4, as the authors have it;
 * ours-equal: the steps that anomalib takes. Its loss is half the sum over the batch and ours the
-  mean, so that its learning rate of 0.4 is 0.4 * 32 / 2 = 6.4 here, its weight decay 1e-3 / 16.
+  mean, so that its learning rate of 0.4 is 0.4 * 32 / 2 = 6.4 here, its weight decay 1e-3 / 16;
+* ours-summed: the same, and a short batch counts by its share of a whole one, as in a sum.
 
 What FOLDER holds already is not trained again, so that an interrupted comparison goes on.
 """
@@ -19,7 +20,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -37,10 +38,8 @@ HERE = Path(__file__).resolve().parent
 SIZE, BATCH = 256, 32
 SCALE = BATCH / 2
 """anomalib's loss of a batch in units of ours."""
-OURS = {
-    "ours-official": [],
-    "ours-equal": [f"optim.lr={0.4 * SCALE}", f"optim.weight_decay={1e-3 / SCALE}"],
-}
+EQUAL = [f"optim.lr={0.4 * SCALE}", f"optim.weight_decay={1e-3 / SCALE}"]
+OURS = {"ours-official": [], "ours-equal": EQUAL, "ours-summed": EQUAL}
 PEER, PEER_ITSELF = "anomalib", "anomalib by its own metrics"
 FIGURES = {"image_auroc": "image AUROC", "pixel_auroc": "pixel AUROC", "pixel_aupro": "AUPRO"}
 Figures = dict[str, float]
@@ -74,19 +73,23 @@ class Comparison:
         }
         self.config.write_text(yaml.safe_dump(text))
 
-    def kdad(self, *words: object) -> None:
+    def kdad(self, *words: object, program: Sequence[object] = ("-m", "kdad_dist")) -> None:
         environment = os.environ | {
             "OMP_NUM_THREADS": str(self.options.threads),
             "KDAD_CACHE": str(self.work / "cache"),
             "PYTHONPATH": str(HERE.parent),
         }
-        command = [sys.executable, "-m", "kdad_dist", *map(str, words)]
+        command = [sys.executable, *map(str, (*program, *words))]
         subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
 
     def ours(self, name: str, seed: int) -> Figures:
         run = self.work / f"{name}-s{seed}"
         if not (run / "metrics-last.json").is_file():
-            self.kdad("train", self.config, f"output={run}", f"seed={seed}", *OURS[name])
+            words = ["train", self.config, f"output={run}", f"seed={seed}", *OURS[name]]
+            if name == "ours-summed":
+                self.kdad(*words, program=[HERE / "stfpm_summed.py", BATCH])
+            else:
+                self.kdad(*words)
             self.kdad("score", run)
         return json.loads((run / "metrics-last.json").read_text())["mean"]
 
