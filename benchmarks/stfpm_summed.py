@@ -5,7 +5,7 @@ python benchmarks/stfpm_summed.py BATCH_SIZE train CONFIG ...       on one proce
 
 import sys
 
-from kdad_dist.cli import main
+from kdad_dist.cli.app import main
 from kdad_dist.methods.stfpm import Stfpm
 from kdad_dist.types import Batch, Losses
 
