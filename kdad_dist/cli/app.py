@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from typing import Annotated, NoReturn
 
 import typer
@@ -29,7 +30,9 @@ VERBS = (demo, doctor, pack, verify, train, score, report, sweep, status, compar
 def main() -> None:
     """Runs the command line; an error of the user becomes one message and an exit code."""
     try:
-        app()
+        refuse_a_named_shell(sys.argv[1:])
+        # One name, however it was started: by `python -m kdad_dist`, a completion would be of that.
+        app(prog_name="kdad")
     except KdadError as error:
         fail(error)
     except SystemExit as left:
@@ -45,6 +48,15 @@ def fail(error: KdadError) -> NoReturn:
     if not (everywhere or (error.shared and os.environ.get("RANK", "0") != "0")):
         print(printable(f"kdad: {error}"), file=sys.stderr)
     sys.exit(error.exit_code)
+
+
+def refuse_a_named_shell(words: Sequence[str]) -> None:
+    """Raises UsageError where a shell is named, which would be passed over: it is found out."""
+    if words[:1] in (["--install-completion"], ["--show-completion"]) and words[1:]:
+        raise UsageError(
+            f"{words[0]} is of the shell that it is typed in, and takes no name of one",
+            "type it without, in that shell",
+        )
 
 
 def show_version(wanted: bool) -> None:

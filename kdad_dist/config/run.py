@@ -21,6 +21,7 @@ from kdad_dist.config.methods import (
 from kdad_dist.config.types import (
     CHECKED,
     NO,
+    FolderName,
     Fraction,
     NonNegativeFloat,
     Positive,
@@ -148,7 +149,7 @@ class TrackConfig:
 
 @dataclass(frozen=True, config=CHECKED)
 class RunConfig:
-    name: Annotated[str, Field(min_length=1, max_length=200)]
+    name: FolderName
     data: DataConfig
     optim: OptimConfig
     train: TrainConfig

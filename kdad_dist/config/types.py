@@ -27,6 +27,16 @@ def _without_password(address: str) -> str:
     return address
 
 
+def _one_folder(name: str) -> str:
+    if name in {".", ".."} or "/" in name or not name.isprintable():
+        raise ValueError(
+            "a run's name is that of one folder in runs/: without a slash, not . or .., and all of "
+            "it printable; `output` takes a path"
+        )
+    return name
+
+
+FolderName = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_one_folder)]
 Address = Annotated[str, AfterValidator(_without_password)]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,22 @@ def test_a_shell_completes_verbs_recipes_and_options(line, offered):
     count = str(len(line.split()) - 1)
     done = shell(_KDAD_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=count)
     assert set(done.stdout.split()) == offered, done.stderr
+
+
+def test_a_completion_is_of_kdad_however_that_was_started(tmp_path):
+    words = [sys.executable, "-m", "kdad_dist", "--install-completion"]
+    subprocess.run(
+        ["bash", "-c", f"{shlex.join(words)}; exit $?"],
+        cwd=REPOSITORY,
+        env=os.environ | {"HOME": str(tmp_path)},
+        check=True,
+    )
+    [written] = (tmp_path / ".bash_completions").iterdir()
+    assert written.name == "kdad.sh"
+    assert "_KDAD_COMPLETE=complete_bash" in written.read_text()
+    done = shell("--install-completion", "zsh")
+    assert done.returncode == 2
+    assert "takes no name" in done.stderr
 
 
 @pytest.mark.parametrize(
