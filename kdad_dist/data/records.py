@@ -16,6 +16,8 @@ Layout = Literal["mvtec", "visa", "folder", "classes"]
 
 GOOD = "good"
 MASKS = "ground_truth"
+UNMASKED = "has no mask of its name"
+"""Begins the reason where an image needs a mask, since others of its category have one."""
 DECODED = {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp"}
 # Plainly meant as images: to be refused by name, not overlooked.
 REFUSED = {".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".pgm", ".ppm", ".exr", ".dng"}
@@ -80,8 +82,8 @@ class Scan:
             names = " and ".join(mask.name for mask in found)
             self.faults.append((path, f"has several masks: {names}"))
         elif masks.any and not found:
-            place = f"{MASKS}/{defect}/{name}"
-            self.faults.append((path, f"has no mask {place} or {place}_mask, unlike others"))
+            where = f"in {MASKS}/{defect}, with or without _mask behind it"
+            self.faults.append((path, f"{UNMASKED} {where}, unlike others"))
         else:
             mask = found[0] if found else None
             key = key_of(folder, path)

@@ -22,7 +22,7 @@ from kdad_dist.data.image import Resize
 from kdad_dist.data.index import INDEX_FILE, SAMPLES_FILE, Index, describe, parse_index
 from kdad_dist.data.layouts import scan
 from kdad_dist.data.partition import ShardPlan, partition
-from kdad_dist.data.records import Layout, Scan
+from kdad_dist.data.records import MASKS, UNMASKED, Layout, Scan
 from kdad_dist.data.shard import (
     PARTIAL,
     Options,
@@ -96,9 +96,7 @@ def pack(
     found = scan(root, layout, categories)
     _refuse_overlap(found.root, out)
     if found.faults and not skip_bad:
-        named = "; ".join(f"{path} {reason}" for path, reason in found.faults[:SHOWN])
-        more = f"; and {len(found.faults) - SHOWN} more" if len(found.faults) > SHOWN else ""
-        raise DataError(f"{named}{more}", "mend or remove them, or leave them out with --skip-bad")
+        raise _refusal(found.faults)
     try:
         plans = list(partition(found.records, size, samples_per_shard))
         parameters = {
@@ -236,6 +234,22 @@ def _write_shards(
             stop.set()
             pool.shutdown(cancel_futures=True)
     return [job.result() for job in jobs]
+
+
+def _refusal(faults: Sequence[tuple[Path, str]]) -> DataError:
+    """What stops a pack, with the files of a folder that have the same fault said as one."""
+    alike: dict[tuple[Path, str], list[Path]] = {}
+    for path, reason in faults:
+        alike.setdefault((path.parent, reason), []).append(path)
+    named = [
+        f"{first}{f' (and {len(more)} more in its folder)' if more else ''} {reason}"
+        for (_, reason), (first, *more) in alike.items()
+    ]
+    left = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
+    remedy = "mend or remove them, or leave them out with --skip-bad"
+    if any(reason.startswith(UNMASKED) for _, reason in faults):
+        remedy += f"; masks are for all defects or for none: complete {MASKS}/, or move it away"
+    return DataError("; ".join(named[:SHOWN]) + left, remedy)
 
 
 def _faults(found: Scan) -> list[tuple[str, str]]:

@@ -145,8 +145,8 @@ def test_masks_are_paired_by_name_never_by_order(tmp_path):
 @pytest.mark.parametrize(
     ("files", "fault"),
     [
-        (["test/crack/1.png"], "has no mask ground_truth/crack/1 or ground_truth/crack/1_mask"),
-        (["test/hole/1.png"], "has no mask ground_truth/hole/1"),
+        (["test/crack/1.png"], "has no mask of its name in ground_truth/crack, with or without"),
+        (["test/hole/1.png"], "has no mask of its name in ground_truth/hole"),
         (["ground_truth/crack/5_mask.png"], "is a mask without an image"),
         (["ground_truth/crack/0.png"], "has several masks: 0.png and 0_mask.png"),
         (["train/bad/0.png"], "is in train/, but not in train/good"),

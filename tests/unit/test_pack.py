@@ -460,7 +460,7 @@ def test_an_error_before_the_first_shard_leaves_no_folder(tmp_path):
     [
         (square_mask(20, 24), r"is a mask of 24 x 20 pixels, but its image .*000\.png has 48 x 40"),
         (np.zeros((40, 48), np.uint8), "marks no pixels of the defective image"),
-        (None, "has no mask ground_truth/scratch/000"),
+        (None, "has no mask of its name in ground_truth/scratch"),
     ],
 )
 def test_a_bad_mask_is_refused_by_name(tmp_path, mask, reason):
@@ -472,6 +472,19 @@ def test_a_bad_mask_is_refused_by_name(tmp_path, mask, reason):
     assert not (tmp_path / "out" / INDEX_FILE).exists()
     result = pack(root, tmp_path / "out", size=32, skip_bad=True)
     assert [file for file, _ in result.skipped] == ["test/scratch/000.png"]
+
+
+def test_a_folder_of_defects_without_masks_is_refused_in_a_line_with_every_way_out(tmp_path):
+    root = make_mvtec(tmp_path / "in")
+    shutil.copytree(root / "test/scratch", root / "test/hole")
+    images = len(list((root / "test/hole").iterdir()))
+    with pytest.raises(DataError) as refused:
+        pack(root, tmp_path / "out", size=32)
+    assert refused.value.problem.count("has no mask") == 1
+    assert f"hole/000.png (and {images - 1} more in its folder)" in refused.value.problem
+    assert "complete ground_truth/, or move it away" in refused.value.remedy
+    (root / "ground_truth").rename(tmp_path / "masks")
+    assert pack(root, tmp_path / "out", size=32).images
 
 
 def test_a_mask_belongs_to_the_upright_image(tmp_path):
