@@ -5,11 +5,16 @@ Needs onnxruntime, numpy and Pillow, nothing else: python judge.py detector.onnx
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 from PIL import Image, ImageOps
 
+if len(sys.argv) < 3 or Path(sys.argv[1]).suffix != ".onnx":
+    sys.exit("usage: python judge.py FILE.onnx IMAGE ...")
+if missing := [path for path in sys.argv[1:] if not Path(path).is_file()]:
+    sys.exit(f"judge.py: not a file: {', '.join(missing)}")
 session = onnxruntime.InferenceSession(sys.argv[1])
 facts = session.get_modelmeta().custom_metadata_map
 names = [output.name for output in session.get_outputs()]
