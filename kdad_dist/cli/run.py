@@ -78,7 +78,7 @@ def score(
 ) -> None:
     """Score the test split of a run's data, or new images."""
     from kdad_dist.config.load import load_run
-    from kdad_dist.report.text import speed, table
+    from kdad_dist.report.text import scored, speed
     from kdad_dist.runtime.stopping import StopRequest
 
     more = [] if shards is None else [f"data.shards={json.dumps(shards)}"]
@@ -95,14 +95,17 @@ def score(
         return
     if out is not None:
         raise UsageError("--out goes with --images", "leave it out; scores are written to the run")
-    from kdad_dist.runtime.rundir import metrics_file, other_data
+    from kdad_dist.files import read_json
+    from kdad_dist.runtime.rundir import STATUS_FILE, metrics_file, other_data
 
     with StopRequest(config.directory).heeded() as stop:
-        from kdad_dist.score.both import score_both
+        from kdad_dist.score.both import best_and_last, score_both
         from kdad_dist.score.scoring import score as score_one
 
-        metrics = (score_both if both else score_one)(config, stop)
+        metrics, last = score_both(config, stop) if both else (score_one(config, stop), None)
     if metrics:
         after = "" if other_data(config) else f"\nnext: kdad report {run}"
-        done = f"{table(metrics)}\n\n{speed(metrics['provenance'])}"
-        tell(f"{done}\nmetrics: {metrics_file(config)}{after}", metrics, as_json)
+        written = map(metrics_file, best_and_last(config) if both else [config])
+        facts = last if last and config.score.checkpoint == "last" else metrics
+        done = scored(metrics, last, read_json(config.directory / STATUS_FILE))
+        tell(f"{done}\nmetrics: {' and '.join(map(str, written))}{after}", facts, as_json)

@@ -18,10 +18,31 @@ SYNTHETIC = "held-out, synthetic defects"
 """The line of held-out normal images against the same with synthetic defects."""
 
 
-def table(metrics: dict[str, Any]) -> str:
+def scored(metrics: dict[str, Any], last: dict[str, Any] | None, status: dict[str, Any]) -> str:
+    """What scoring found, how far networks look at the same, and how fast it was.
+
+    Args:
+        last: of the last checkpoint, where that was scored beside the selected one.
+        status: what the run said last.
+    """
+    step, steps = metrics["provenance"]["checkpoint_step"], status.get("steps")
+    same = last is not None and last["provenance"]["checkpoint_step"] == step
+    parts = [table(metrics, None if same else last)]
+    if metrics.get("agreement"):
+        parts += ["", agreed(metrics["agreement"])]
+    parts += ["", speed(metrics["provenance"])]
+    if same:
+        parts.append(f"last checkpoint: the same, step {step}")
+    if status.get("state", "finished") != "finished" and isinstance(steps, int) and step < steps:
+        parts.append(f"step {step} of {steps}: not trained to its end")
+    return "\n".join(parts)
+
+
+def table(metrics: dict[str, Any], last: dict[str, Any] | None = None) -> str:
     """One line per category and defect type, and the mean over several categories. Where classes
-    are told apart: one per class, one of all test images, one of the held-out images. Last, what
-    one may choose by: held-out images against the same with synthetic defects.
+    are told apart: one per class, one of all test images, one of the held-out images. Then all
+    test images by the last checkpoint, where that is given. Last, what one may choose by: held-out
+    images against the same with synthetic defects.
     """
     columns = ACCURACY if "accuracy" in metrics["mean"] else COLUMNS
     rows = [["", "images", *columns.values()]]
@@ -29,14 +50,32 @@ def table(metrics: dict[str, Any]) -> str:
         rows.append(line(name, category, columns))
         kinds = category["defect_types"].items()
         rows += [line(f"  {kind}", entry, columns) for kind, entry in kinds]
+    images = sum(entry["images"] for entry in metrics["categories"].values())
     if columns is ACCURACY:
-        images = sum(entry["images"] for entry in metrics["categories"].values())
         rows.append(line("all classes", {**metrics["mean"], "images": images}, columns))
         rows.append(line("held-out images", metrics["held_out"], columns))
     elif len(metrics["categories"]) > 1:
         rows.append(line("mean", metrics["mean"], columns))
+    if last is not None:
+        name = f"last checkpoint, step {last['provenance']['checkpoint_step']}"
+        rows.append(line(name, {**last["mean"], "images": images}, columns))
     if metrics["synthetic"] is not None:
         rows.append(line(SYNTHETIC, metrics["synthetic"], columns))
+    return ruled(rows)
+
+
+def agreed(agreement: dict[str, dict[str, Any]]) -> str:
+    """How far two networks look at the same: one line for each pair of them and kind of map."""
+    columns = {"correlation": "correlation", "overlap": "overlap"}
+    rows = [["agreement", "images", *columns.values()]]
+    for kind, pairs in agreement.items():
+        for pair, found in pairs.items():
+            rows.append(line(f"{pair.replace('_', ' and ')}, {kind}", found, columns))
+    return ruled(rows)
+
+
+def ruled(rows: list[list[str]]) -> str:
+    """A table with a line under its head."""
     lines = aligned(rows)
     return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
 

@@ -12,15 +12,13 @@ from kdad_dist.runtime.stopping import StopRequest
 from kdad_dist.score.scoring import begun, score_one
 
 
-def score_both(config: RunConfig, request: StopRequest) -> dict[str, Any]:
+def score_both(config: RunConfig, request: StopRequest) -> tuple[dict[str, Any], dict[str, Any]]:
     """Scores the selected and the last checkpoint as `score` does; once where both are the same.
 
     Returns:
-        The figures of the one that `score.checkpoint` names, on the main process; {} on others.
+        The figures of either, on the main process; {} on others.
     """
-    best, last = (
-        replace(config, score=replace(config.score, checkpoint=which)) for which in ("best", "last")
-    )
+    best, last = best_and_last(config)
     with begun(config) as here:
         selected = score_one(best, request, here)
         if not is_one_checkpoint(config):
@@ -28,7 +26,15 @@ def score_both(config: RunConfig, request: StopRequest) -> dict[str, Any]:
         else:
             file, final = metrics_file(last), renamed(selected)
             write(file, lambda: files.write_json(file, final) if here.is_main else None)
-    return selected if config.score.checkpoint == best.score.checkpoint else final
+    return selected, final
+
+
+def best_and_last(config: RunConfig) -> tuple[RunConfig, RunConfig]:
+    """The same configuration for the selected and for the last checkpoint."""
+    best, last = (
+        replace(config, score=replace(config.score, checkpoint=which)) for which in ("best", "last")
+    )
+    return best, last
 
 
 def renamed(metrics: dict[str, Any]) -> dict[str, Any]:

@@ -93,6 +93,26 @@ def warn_of_unseen_defects(tested: Sequence[Row], margin: int) -> None:
         )
 
 
+def warn_of_replaced(file: Path, before: dict[str, Any], metrics: dict[str, Any]) -> None:
+    """Says that results which were read otherwise are replaced, and by which words they came.
+
+    Args:
+        before: what the file held, {} where it was not there.
+    """
+    made = before.get("provenance")
+    if not isinstance(made, dict):
+        return
+    old, new = (str(m.get("readout")).split(", ") for m in (made, metrics["provenance"]))
+    gone = [part for part in old if part not in new]
+    gone += ["synthetic True"] if before.get("synthetic") and not metrics["synthetic"] else []
+    came = [part for part in new if part not in old]
+    if gone or came:
+        how = f"with {', '.join(gone)}" if gone else f"without {', '.join(came)}"
+        page = file.parent / "report.html"
+        left = f"; {page} still shows them" if page.is_file() else ""
+        log.warning("%s: replaces results that were read %s%s", file, how, left)
+
+
 def rates_at(limit: float | None, test: Evaluation) -> dict[str, float | None]:
     """The rates that a threshold gives on the test set; unknown where there is no threshold."""
     if limit is None:

@@ -50,7 +50,7 @@ from kdad_dist.score.parts import (
     read,
     work_of,
 )
-from kdad_dist.score.results import Results, results
+from kdad_dist.score.results import Results, results, warn_of_replaced
 from kdad_dist.score.unit import NEW, Scorer, Unit
 
 log = logging.getLogger(__name__)
@@ -120,6 +120,8 @@ def score_one(config: RunConfig, request: StopRequest, here: Session) -> dict[st
 
         metrics = write(partial, lambda: finish() if here.is_main else {})
     file = metrics_file(config)
+    if here.is_main:
+        warn_of_replaced(file, files.read_json(file), metrics)
     write(file, lambda: files.write_json(file, metrics) if here.is_main else None)
     if here.is_main:
         send_scores(config, metrics)
