@@ -46,7 +46,7 @@ class Classes:
     accuracy: float | None
     """Of all test images."""
     last_accuracy: float | None
-    """The same of the last checkpoint, where it was scored beside the best one."""
+    """The same of the last checkpoint, where another one is the best and both were scored."""
     held_out: tuple[int, float | None]
     """Images, and their accuracy."""
     mistakes: list[tuple[str, list[Mistake]]]
@@ -72,7 +72,7 @@ def classes(files: RunFiles) -> Classes:
         lines,
         sum(line.images for line in lines),
         found.mean.accuracy,
-        last.mean.accuracy if last else None,
+        last.mean.accuracy if last and not files.is_one_checkpoint else None,
         (held_out.images, held_out.accuracy) if held_out else (0, None),
         list(wrong.items()),
     )

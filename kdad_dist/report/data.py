@@ -188,6 +188,15 @@ class RunFiles:
     examples: list[Example]
     explained: list[Explained]
 
+    @property
+    def is_one_checkpoint(self) -> bool:
+        """Whether what was scored as the last checkpoint is the best one, read alike."""
+        best, last = self.metrics, self.last_metrics
+        if best is None or last is None:
+            return False
+        steps = [found.provenance.get("checkpoint_step") for found in (best, last)]
+        return steps[0] == steps[1] and best.mean == last.mean
+
 
 def read_run(run: Path) -> RunFiles:
     """The files of a run directory.

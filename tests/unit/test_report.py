@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -253,6 +254,14 @@ def test_the_last_checkpoint_stands_beside_the_best(tmp_path: Path) -> None:
     page = report(run)
     assert "mean of the last checkpoint, step 400" in page.text
     assert "0.123" in page.text
+
+
+def test_the_last_checkpoint_has_no_line_where_it_is_the_best(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    shutil.copy(run / "metrics.json", run / "metrics-last.json")
+    page = report(run)
+    assert "mean of the last checkpoint" not in page.text
+    assert "is the last one as well" in page.text
 
 
 def test_a_run_of_which_only_the_last_checkpoint_was_scored_shows_that(tmp_path: Path) -> None:
