@@ -176,7 +176,7 @@ class VitStudentConfig:
 
 @dataclass(frozen=True, config=CHECKED)
 class VitkdConfig(DepthsConfig):
-    READING = ("score_layers",)
+    READING, SAME_LOSS = ("score_layers",), ("student", "cache_teacher")
 
     name: Literal["vitkd"] = "vitkd"
     teacher: VitTeacherConfig = field(default_factory=VitTeacherConfig)

@@ -162,6 +162,22 @@ def test_curves_of_ways_to_distil_show_the_cross_entropy_of_the_student(tmp_path
     assert curve(told, "val_loss") == [(2, 1.0)]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "keys"),
+    [
+        ("stfpm_mvtec", ["cache_teacher: true"]),
+        ("mkd_cifar10", ["student: equal", "use_bias: true", "cache_teacher: true"]),
+        ("vitkd_cifar10", ["student.heads: 4", "student.mlp: 64", "cache_teacher: true"]),
+        ("loramae_small", ["lora.rank: 2"]),
+    ],
+)
+def test_who_learns_and_what_is_cached_leaves_the_loss_the_same(tmp_path, recipe, keys):
+    ways = [f"{i}: {{method.{key}}}\n" for i, key in enumerate(keys)]
+    (tmp_path / "ways.yaml").write_text("".join(["as_it_is: {}\n", *ways]))
+    sweep = plan_variants(recipe, [f"output={tmp_path}"], str(tmp_path / "ways.yaml"), 1)
+    assert len(sweep.jobs) == len(keys) + 1 and unlike(sweep) == []
+
+
 def test_losses_that_do_not_compare_share_no_axis(config, tmp_path):
     (tmp_path / "ways.yaml").write_text(
         "one: {}\ntwo: {method.combine: sum, optim.lr: 0.1, method.cache_teacher: true}\n"
