@@ -52,7 +52,7 @@ class Mount:
 
         Whether two machines keep out of each other's way cannot be tried from one of them.
         """
-        kind, options = self.kind, set(self.options.split(","))
+        kind, options = self.kind.removeprefix("fuse."), set(self.options.split(","))
         if kind in {"tmpfs", "ramfs"}:
             return "memory, which training needs too, and which a restart empties", TO_STAY
         if kind == "overlay":
@@ -61,12 +61,12 @@ class Mount:
             return f"another machine does not see our locks ({', '.join(own)})", ONE_MACHINE
         if kind in {"beegfs", "cifs", "smb3"}:
             return "whether another machine sees our locks, its settings decide", ONE_MACHINE
-        if kind.startswith("fuse") or kind in {"9p", "vboxsf"}:
+        if kind in {"lustre", "gpfs", "ceph", "ceph-fuse", "glusterfs"}:
+            return "other machines see our renames and locks", None
+        if self.kind.startswith("fuse") or kind in {"9p", "vboxsf"}:
             return "whether a rename is one step, the program behind it decides", TO_STAY
         if kind.startswith("nfs"):
             return "other machines see our locks, and new files some seconds later", None
-        if kind in {"lustre", "gpfs", "ceph", "glusterfs"}:
-            return "other machines see our renames and locks", None
         return "", None
 
 
