@@ -45,6 +45,7 @@ class RowDropout(nn.Module):
         if not self.training or dropped == 0:
             return values
         assert self.seed is not None, "drop_by was not called"
+        assert len(values) <= len(self.seed), "there are several rows of values for each image"
         shape = (len(values), *[1] * (values.dim() - 1)) if self.whole else values.shape
         count = math.prod(shape[1:])
         numbers = hashes(self.seed[: len(values)], -(-count // 4), self.stream).view(torch.int16)
