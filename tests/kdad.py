@@ -204,8 +204,10 @@ def _rank(
             "MASTER_PORT": str(port),
         }
     import torch
+    from huggingface_hub import constants
 
     torch.set_num_threads(1)
+    constants.HF_HUB_OFFLINE = "HF_HUB_OFFLINE" in environment  # read when it was imported
     from kdad_dist.cli.app import main
 
     sys.argv = ["kdad", *words]

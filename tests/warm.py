@@ -3,7 +3,8 @@
 It is a script that may stand wherever a Python is named (KDAD_PYTHON, `sys.executable`). For
 `-m MODULE` or `-c CODE` it asks a process that has everything imported to fork, and lends it its
 arguments, environment, directory and standard streams; signals, exit codes and deaths reach the
-other side. Whatever else it is asked, it becomes the Python that it stands for.
+other side. Whatever else it is asked, it becomes the Python that it stands for. A program's parent
+is an attendant here: one that asks to die with its parent (PR_SET_PDEATHSIG) outlives its launcher.
 
 Run as a script this file is the side that asks; as a module, the side that forks.
 """
@@ -61,12 +62,19 @@ def receive(other: socket.socket, size: int) -> bytes:
 
 
 def serve(address: str) -> None:
-    """Forks for whoever asks, until it is killed. Ends, in a fork, as the program does."""
+    """Forks for whoever asks, until it or its parent is killed. Ends, in a fork, as the program
+    does.
+    """
+    from multiprocessing import parent_process
+
+    parent = parent_process()
+    assert parent is not None
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(address)
+        listener.bind(f"{address}.new")
         listener.listen(64)
+        os.rename(f"{address}.new", address)  # whoever sees it can connect
         signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the attendants
-        while True:
+        while parent.sentinel not in select.select([listener, parent.sentinel], [], [])[0]:
             other, _ = listener.accept()
             if os.fork() == 0:
                 listener.close()
@@ -96,7 +104,9 @@ def attend(other: socket.socket) -> None:
 
 
 def become(request: dict, streams: list[int]) -> None:
-    """Runs the module or the code, and ends, as Python would."""
+    """Runs the module or the code as Python would, and ends as a process of `multiprocessing`:
+    without what `atexit` knows, and with 1 after an interrupt that nothing catches.
+    """
     import runpy
     import types
 

@@ -70,7 +70,7 @@ def test_the_doctor_connects_processes_and_says_what_a_configuration_needs(confi
     said = {finding["name"]: finding["found"] for finding in found}
     assert "2 processes, mode ddp, cpu, gloo: " in said["launch"]
     assert f"{config.parent} (" in text
-    assert "16 images" in said["training"]
+    assert "16 images" in said["training"] and "HF_HUB_OFFLINE is set" in said["hub"]
 
     gone = load(config, [f"data.shards={config.parent / 'gone'}"])
     checks = [("shards", shards), ("training", training)]
