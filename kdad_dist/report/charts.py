@@ -95,7 +95,7 @@ def loss_chart(
     if scored_step is not None and scored_step <= x.high:
         label = f"scored: step {scored_step}"
         marks += upright(x(scored_step), y.start, y.end, y.end + 16, "checkpoint", label)
-    marks.append(Mark("path", {"class": "line first", "d": path(thinned(train), x, y)}))
+    marks.append(curve(train, "first", x, y))
     marks.append(Mark("path", {"class": "line second", "d": path(thinned(held_out), x, y)}))
     marks += [
         Mark("circle", {"class": "point second", "cx": x(a), "cy": y(b), "r": 3})
@@ -256,6 +256,15 @@ def path(points: Sequence[Point], x: Scale, y: Scale) -> str:
             d += f"L{x(a)} {y(b)}" if joined else f"M{x(a)} {y(b)}h0"
         joined = b is not None
     return d
+
+
+def curve(points: Sequence[Point], kind: str, x: Scale, y: Scale) -> Mark:
+    """A line, or a dot that can be seen where it would be of one point."""
+    known = [(a, b) for a, b in points if b is not None]
+    if len(known) != 1:
+        return Mark("path", {"class": f"line {kind}", "d": path(thinned(points), x, y)})
+    [(a, b)] = known
+    return Mark("circle", {"class": f"point {kind}", "cx": x(a), "cy": y(b), "r": 4})
 
 
 def thinned(points: Sequence[Point]) -> list[Point]:

@@ -9,11 +9,10 @@ from kdad_dist.report.charts import (
     Point,
     Scale,
     axis,
+    curve,
     fitted,
     frame,
-    path,
     shortened,
-    thinned,
 )
 
 HUES = 8
@@ -38,25 +37,25 @@ def overlaid(
     title: str, y_label: str, lines: Sequence[tuple[str, Sequence[Sequence[Point]]]]
 ) -> Chart | None:
     """Curves over steps, several of one name in one colour; None where there is nothing to draw."""
-    curves = [curve for _, part in lines for curve in part]
-    values = [y for curve in curves for _, y in curve if y is not None]
+    points = [point for _, part in lines for points in part for point in points]
+    values = [y for _, y in points if y is not None]
     if not values:
         return None
     width, height = 560, 340
-    x = Scale(0, max(1, *(x for curve in curves for x, _ in curve)), 64, width - 16)
+    x = Scale(0, max(1, *(x for x, _ in points)), 64, width - 16)
     y = fitted(values, height - 62, 34, wide=20)
     marks = frame(x, y, "step", y_label + (" (log)" if y.log else ""))
     told, legend = [], []
     for i, (name, part) in enumerate(lines):
-        known = [[b for _, b in curve if b is not None] for curve in part]
+        known = [[b for _, b in points if b is not None] for points in part]
         lowest = [min(values) for values in known if values]
         if not lowest:
             continue
         legend.append((hue(i), name))
         told.append(f"{name}: lowest {min(lowest):.3g}.")
         marks += [
-            Mark("path", {"class": f"line {hue(i)}", "d": path(thinned(curve), x, y)})
-            for curve, values in zip(part, known, strict=True)
+            curve(points, hue(i), x, y)
+            for points, values in zip(part, known, strict=True)
             if values
         ]
     return Chart(title, " ".join(told), width, height, legend, marks)

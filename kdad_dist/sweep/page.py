@@ -128,10 +128,11 @@ def curves(sweep: Sweep) -> dict[str, str]:
     """
     if unlike(sweep):
         return {}
-    train = {"loss": "Loss on training images"}
     if sweep.base.tells_classes:
-        train = {"cross_entropy": "Cross-entropy on training images"}
-    return train | {"val_loss": "Loss on held-out images"}
+        name, train = "Cross-entropy", "cross_entropy"
+    else:
+        name, train = "Loss", "loss"
+    return {train: f"{name} on training images", "val_loss": f"{name} on held-out images"}
 
 
 def unlike(sweep: Sweep) -> list[str]:

@@ -333,7 +333,9 @@ def test_a_constant_score_and_a_single_loss_can_be_drawn(tmp_path: Path) -> None
     (run / "scores" / "scores.csv").write_text(re.sub(r",\d\.\d+,", ",0.0,", text))
     (run / "metrics.jsonl").write_text('{"step": 0, "loss": 0.0}\n')
     edit(run / "metrics.json", threshold={"value": 0.0})
-    assert report(run).count("svg") == 4
+    page = report(run)
+    assert page.count("svg") == 4
+    assert any(a.get("class") == "point first" for tag, a in page.elements if tag == "circle")
 
 
 def test_a_missing_directory_is_a_usage_error(tmp_path: Path) -> None:
