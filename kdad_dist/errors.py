@@ -71,6 +71,7 @@ class Interrupted(KdadError):
 
     exit_code = 130
     """What a shell makes of SIGINT, and typer too."""
+    shared = True
 
     def __init__(self) -> None:
         super().__init__(

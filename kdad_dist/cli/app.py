@@ -13,7 +13,6 @@ from kdad_dist.cli.look import compare, doctor, status
 from kdad_dist.cli.results import export, report
 from kdad_dist.cli.run import demo, score, train
 from kdad_dist.cli.sweep import sweep
-from kdad_dist.cli.text import say
 from kdad_dist.errors import Interrupted, KdadError, UsageError
 from kdad_dist.wording import printable
 
@@ -37,7 +36,7 @@ def main() -> None:
         fail(error)
     except SystemExit as left:
         if left.code == Interrupted.exit_code:
-            say(f"kdad: {Interrupted()}")
+            fail(Interrupted())
         raise
 
 

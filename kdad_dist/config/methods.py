@@ -18,8 +18,6 @@ from kdad_dist.config.types import (
     PositiveFloat,
 )
 
-NOISE_COPIES, NOISE_DEVIATION = 50, 0.05
-
 
 @dataclass(frozen=True, config=CHECKED)
 class TeacherConfig:
@@ -131,10 +129,10 @@ class MkdConfig(DepthsConfig):
     the first training images; for equal weights."""
     localise: Literal["none", "gradient", "smoothgrad", "guided"] = "gradient"
     """How anomaly maps are made; "none": there are scores alone, much faster."""
-    noise_copies: Positive = NOISE_COPIES
+    noise_copies: Positive = 50
     """Noisy copies of an image over which `smoothgrad` averages."""
-    noise_deviation: PositiveFloat = NOISE_DEVIATION
-    """Of their noise; images are in [0, 1]."""
+    noise_deviation: PositiveFloat = 0.05
+    """Of the noise of `smoothgrad`; images are in [0, 1]."""
     stretch_maps: bool = False
     """Stretch each map to [0, 1] by itself, cut off at its 99th percentile: maps can then not be
     compared."""
@@ -153,12 +151,6 @@ class MkdConfig(DepthsConfig):
             raise ValueError(
                 "stretch_maps is of maps, and localise=none makes none; set it to false"
             )
-        for key, default in (("noise_copies", NOISE_COPIES), ("noise_deviation", NOISE_DEVIATION)):
-            if self.localise != "smoothgrad" and getattr(self, key) != default:
-                raise ValueError(
-                    f"{key} is of localise=smoothgrad, and localise={self.localise} draws no "
-                    f"noise; set {key} to {default:g}"
-                )
 
     @property
     def draws_to_read(self) -> bool:

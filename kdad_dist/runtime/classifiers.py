@@ -146,7 +146,8 @@ def open_run(run: Path, sources: Sources) -> KnownClassifier:
             f"{run} holds no sound checkpoint that the main process sees",
             "train it first, until it has saved one",
         )
-    verify(path)  # the main process has, but this one may see another disk
+    if rank_here():
+        verify(path)  # the main process has, but this one may see another disk
     opened = partial(open_run, sources=sources)
     student = build_student(method, len(classes), config.data.image_size, config.seed, opened)
     body, tensors = read_manifest(path), Tensors(student)

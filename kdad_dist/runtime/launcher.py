@@ -16,7 +16,7 @@ import sys
 from pathlib import Path
 
 from kdad_dist.config.load import load
-from kdad_dist.errors import KdadError, Preempted, UsageError
+from kdad_dist.errors import Interrupted, KdadError, Preempted, UsageError
 
 
 def main() -> int:
@@ -33,10 +33,16 @@ def main() -> int:
         status = Path()  # the program itself will say what is wrong
     before = read(status)
     code = launch(arguments)
-    # A status that was there before this launch says nothing of it.
-    after = read(status)
-    saved = after != before and json.loads(after)["state"] == "preempted"
-    return exit_code(verb, code, saved)
+    return exit_code(verb, code, saved(before, read(status)))
+
+
+def saved(before: str, after: str) -> bool:
+    """Whether a training was preempted in order, from its status before and after the launch."""
+    if after == before:  # which says nothing of this launch
+        return False
+    said = json.loads(after)
+    # A second Ctrl-C ends it at once, without a checkpoint.
+    return said["state"] == "preempted" and said["reason"] != Interrupted().problem
 
 
 def exit_code(verb: str, code: int, saved: bool) -> int:

@@ -109,9 +109,9 @@ def progress(
         yield shown
         return
     bar = Bar(*columns(CONSOLE.width, unit), console=CONSOLE, transient=brief)
-    if not brief:
-        bar.start()
     try:
+        if not brief:
+            bar.start()
         yield Progress(bar, title, total, unit, done)
     finally:
         bar.stop()

@@ -19,6 +19,7 @@ class Status:
 
     def __init__(self, run: Path, steps: int, writes: bool) -> None:
         self.path, self.steps, self.writes, self.step = run / STATUS_FILE, steps, writes, 0
+        self._before = files.read_json(self.path)
 
     def write(self, state: str, reason: str | None = None) -> None:
         if not self.writes:
@@ -40,13 +41,16 @@ class Status:
         if not self.writes:
             return
         with files.in_turn(self.path):
-            if not self.has_ended():
+            if not self.has_broken_off():
                 self.write("running")
 
-    def has_ended(self) -> bool:
-        """Whether a process of the launch has noted a failure, or a Ctrl-C."""
+    def has_broken_off(self) -> bool:
+        """Whether a process of this launch has noted a failure, or a Ctrl-C. What was there at its
+        start is of an earlier one.
+        """
         said = files.read_json(self.path)
-        return said.get("state") == "failed" or said.get("reason") == Interrupted().problem
+        broken = said.get("state") == "failed" or said.get("reason") == Interrupted().problem
+        return broken and said != self._before
 
     def has_finished(self) -> bool:
         return files.read_json(self.path).get("state") == "finished"
@@ -68,17 +72,19 @@ class Status:
 
     def fail(self, error: BaseException) -> None:
         """Notes a failure, or a Ctrl-C, after which the run goes on from its last checkpoint; who
-        only lost another process leaves that one's word in place.
+        only lost another process, or was left by Ctrl-C, leaves that one's word in place.
         """
-        if lost_peer(error) and (not self.writes or self.has_ended()):
+        lost, left = lost_peer(error), isinstance(error, KeyboardInterrupt)
+        if lost and not self.writes:
             return
-        self.writes = True
         state, reason = "failed", f"{type(error).__name__}: {error}"
-        if isinstance(error, KeyboardInterrupt):
+        if left:
             state, reason = "preempted", Interrupted().problem
         # The disk may be full, which must not hide the error itself.
         with suppress(OSError), files.in_turn(self.path):
-            self.write(state, reason)
+            if not ((lost or left) and self.has_broken_off()):
+                self.writes = True
+                self.write(state, reason)
 
 
 @contextmanager
@@ -86,10 +92,10 @@ def building(run: Path, writes: bool) -> Iterator[None]:
     """Records why a run cannot start, or go on, where its directory holds one already, and that
     it was stopped before it could. A finished one stays finished after a Ctrl-C.
     """
+    status = after(run, writes)
     try:
         yield
     except BaseException as error:
-        status = after(run, writes)
         if isinstance(error, KeyboardInterrupt) and status.has_finished():
             raise
         if isinstance(error, Preempted):

@@ -26,7 +26,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 LAUNCHER = "TORCHELASTIC_RUN_ID"
 """Stands in the environment of processes that a launcher of torch's has started."""
 ECHO = 1.0
-"""Seconds within which it passes on a Ctrl-C that the terminal has sent to its processes too."""
+"""Seconds, after a Ctrl-C was heard and the person told, in which the launcher may still pass it on
+to processes that have had it from the terminal."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at the disk, which may be far away."""
 log = logging.getLogger(__name__)
@@ -44,8 +45,8 @@ class StopRequest:
         self.files = [run / PREEMPT_FILE]
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.reason: str | None = None
-        self._said = self._interrupted = False
-        self._looked = self._asked = -math.inf
+        self._interrupted = False
+        self._looked, self._said = -math.inf, math.inf
 
     @contextmanager
     def heeded(self) -> Iterator["StopRequest"]:
@@ -78,11 +79,11 @@ class StopRequest:
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = f"received {signal.Signals(number).name}"
         if number == signal.SIGINT:
-            self._asked = time.monotonic()
+            self._said = math.inf
             signal.signal(number, self._interrupt)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
-        if LAUNCHER in os.environ and time.monotonic() - self._asked < ECHO:
+        if LAUNCHER in os.environ and time.monotonic() - self._said < ECHO:
             return
         self._interrupted = True
         signal.default_int_handler(number, frame)
@@ -95,8 +96,8 @@ class StopRequest:
             self.reason = next((said(file) for file in self.files if file.exists()), None)
         if self.reason is None and self.deadline is not None and now > self.deadline:
             self.reason = "train.max_time is over"
-        if self.reason is not None and not self._said:
-            self._said = True  # not by the handler, which may come amidst other output
+        if self.reason is not None and self._said == math.inf:
+            self._said = now  # not by the handler, which may come amidst other output
             again = "; Ctrl-C again stops at once" if "SIGINT" in self.reason else ""
             log.info("%s: stopping in order, which may take a few steps%s", self.reason, again)
         return self.reason

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdad_dist.runtime.launcher import exit_code
+from kdad_dist.runtime.launcher import exit_code, saved
 from tests.needs import REPOSITORY
 from tests.shards import make_shards
 
@@ -90,6 +90,22 @@ def test_a_scoring_whose_launcher_is_asked_to_stop_leaves_with_75() -> None:
     assert exit_code("train", 128 + 15, saved=True) == 75
     assert exit_code("score", 1, saved=False) == 1
     assert exit_code("score", 0, saved=False) == 0
+
+
+def test_a_launch_has_saved_only_where_its_own_training_stopped_in_order() -> None:
+    stopped, left, failed = (
+        json.dumps({"state": state, "reason": reason})
+        for state, reason in (
+            ("preempted", "stopped after step 3 of 9"),
+            ("preempted", "interrupted"),  # by a second Ctrl-C
+            ("failed", "no memory"),
+        )
+    )
+    assert saved(failed, stopped)
+    assert not saved(stopped, stopped)
+    assert not saved("", left)
+    assert not saved(stopped, failed)
+    assert not saved("", "")
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ def write_forever() -> None:
 
     def slow(path: Path, *arguments: Any) -> None:
         path.with_name("begun").touch()
-        time.sleep(2)
+        time.sleep(60)  # Ctrl-C ends it
         write(path, *arguments)
 
     files.write_bytes = slow

@@ -77,7 +77,8 @@ def test_ctrl_c_reaches_all_processes_of_a_sweep_which_is_no_failure(config):
     assert "Traceback" not in outcome.text and "failed" not in outcome.text, outcome.text
     assert not any(child.is_running() for child in children)
     runs = json.loads((sweep / "table.json").read_text())["runs"]
-    assert [(run["state"], run["reason"]) for run in runs] == [("not started", None)] * 2
+    # They may have come to train before they were left.
+    assert all(run["state"] in {"not started", "preempted"} for run in runs), runs
 
 
 def figures(run: Path) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -95,8 +95,6 @@ def test_networks_that_do_not_fit_are_refused_with_what_does(
         ("method.balance=true method.value_weight=0.01", "set both to 1"),
         ("method.balance=true method.value_weight=0", "set both to 1"),
         ("method.localise=none method.stretch_maps=true", "localise=none makes none"),
-        ("method.noise_copies=10", "noise_copies is of localise=smoothgrad"),
-        ("method.localise=guided method.noise_deviation=0.1", "set noise_deviation to 0.05"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(override: str, said: str) -> None:

@@ -105,6 +105,23 @@ def test_what_another_process_died_of_is_not_overwritten(tmp_path, error, said):
     assert said[1] in (state(tmp_path)[1] or "")
 
 
+def test_ctrl_c_does_not_hide_what_another_process_died_of(tmp_path):
+    other = Status(tmp_path, 9, writes=False)
+    with pytest.raises(KeyboardInterrupt), Status(tmp_path, 9, writes=True).outcome():
+        other.fail(DataError("image 3 is damaged", "pack again"))
+        raise KeyboardInterrupt
+    assert "image 3 is damaged" in (state(tmp_path)[1] or "")
+
+
+@pytest.mark.parametrize("before", [KeyboardInterrupt(), DataError("of before", "mend it")])
+def test_how_an_earlier_launch_ended_does_not_hide_that_this_one_cannot_start(tmp_path, before):
+    Status(tmp_path, 9, writes=True).fail(before)
+    lost = RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed by peer")
+    with pytest.raises(RuntimeError), building(tmp_path, writes=True):
+        raise lost
+    assert state(tmp_path) == ("failed", f"RuntimeError: {lost}")
+
+
 def test_a_failure_noted_while_the_step_is_noted_stays(tmp_path, monkeypatch):
     main, other = Status(tmp_path, 9, writes=True), Status(tmp_path, 9, writes=False)
     failing = Thread(target=other.fail, args=[DataError("image 3 is damaged", "pack again")])
