@@ -28,10 +28,10 @@ def _without_password(address: str) -> str:
 
 
 def _one_folder(name: str) -> str:
-    if name in {".", ".."} or "/" in name or not name.isprintable():
+    if name in {".", ".."} or "/" in name or "\0" in name:
         raise ValueError(
-            "a run's name is that of one folder in runs/: without a slash, not . or .., and all of "
-            "it printable; `output` takes a path"
+            "a run's name is that of one folder in runs/: without a slash, and not . or ..; "
+            "`output` takes a path"
         )
     return name
 

@@ -71,7 +71,6 @@ def test_a_key_outside_of_its_section_is_told_its_place(tmp_path):
         ("method.name=stfmp", "stfpm"),
         ("name=../x", "that of one folder"),
         ("name=..", "that of one folder"),
-        ('name="a\\nb"', "printable"),
         ("name=", "name"),
         ("train", "is not an override"),
         ("optim.lr=[", "is not YAML"),
