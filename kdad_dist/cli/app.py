@@ -14,6 +14,7 @@ from kdad_dist.cli.results import export, report
 from kdad_dist.cli.run import demo, score, train
 from kdad_dist.cli.sweep import sweep
 from kdad_dist.errors import Interrupted, KdadError, UsageError
+from kdad_dist.runtime.stopping import interrupts_prevail
 from kdad_dist.wording import printable
 
 app = typer.Typer(
@@ -30,10 +31,13 @@ def main() -> None:
     """Runs the command line; an error of the user becomes one message and an exit code."""
     try:
         refuse_a_named_shell(sys.argv[1:])
-        # One name, however it was started: by `python -m kdad_dist`, a completion would be of that.
-        app(prog_name="kdad")
+        with interrupts_prevail():
+            # One name, however it was started: `python -m kdad_dist` would be a completion's own.
+            app(prog_name="kdad")
     except KdadError as error:
         fail(error)
+    except KeyboardInterrupt:
+        fail(Interrupted())
     except SystemExit as left:
         if left.code == Interrupted.exit_code:
             fail(Interrupted())

@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
@@ -30,6 +30,8 @@ ECHO = 1.0
 to processes that have had it from the terminal."""
 LOOK_EVERY = 0.5
 """Seconds between two looks at the disk, which may be far away."""
+Handler = Callable[[int, FrameType | None], None]
+"""Of a signal."""
 log = logging.getLogger(__name__)
 
 
@@ -45,7 +47,7 @@ class StopRequest:
         self.files = [run / PREEMPT_FILE]
         self.deadline = None if max_minutes is None else time.monotonic() + 60 * max_minutes
         self.reason: str | None = None
-        self._interrupted = False
+        self._end: Handler = signal.default_int_handler
         self._looked, self._said = -math.inf, math.inf
 
     @contextmanager
@@ -64,17 +66,9 @@ class StopRequest:
         """Meanwhile Ctrl-C asks to stop; a second one ends this process at once, as it does
         elsewhere.
         """
-        before = signal.signal(signal.SIGINT, self._note)
-        try:
+        with interrupts_prevail() as self._end:
+            signal.signal(signal.SIGINT, self._note)
             yield
-        except Exception as error:
-            # torch's checkpoints catch a Ctrl-C like any failure, and then wait for processes
-            # that have gone: what they raise in the end is another error.
-            if self._interrupted:
-                raise KeyboardInterrupt from error
-            raise
-        finally:
-            signal.signal(signal.SIGINT, before)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self.reason = f"received {signal.Signals(number).name}"
@@ -85,8 +79,7 @@ class StopRequest:
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         if LAUNCHER in os.environ and time.monotonic() - self._said < ECHO:
             return
-        self._interrupted = True
-        signal.default_int_handler(number, frame)
+        self._end(number, frame)
 
     def poll(self) -> str | None:
         """Why this process should stop, or None; the first time, it tells the person so."""
@@ -101,6 +94,33 @@ class StopRequest:
             again = "; Ctrl-C again stops at once" if "SIGINT" in self.reason else ""
             log.info("%s: stopping in order, which may take a few steps%s", self.reason, again)
         return self.reason
+
+
+@contextmanager
+def interrupts_prevail() -> Iterator[Handler]:
+    """Ctrl-C ends the block as what it is, even where a library takes it for a failure of its own.
+
+    Half an import fails in ways of its own, and torch's checkpoints catch a Ctrl-C like any error,
+    and then wait for processes that have gone: what they raise in the end is another one.
+
+    Yields:
+        What ends it so, when it is called by a signal.
+    """
+    came: list[int] = []
+
+    def end(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.default_int_handler(number, frame)
+
+    before = signal.signal(signal.SIGINT, end)
+    try:
+        yield end
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def outlive_no_launcher() -> None:

@@ -47,11 +47,12 @@ class Outcome:
 class Runner:
     """Carries out runs; its methods may be called from several threads."""
 
-    def __init__(self, environments: Sequence[dict[str, str]]) -> None:
+    def __init__(self, environments: Sequence[dict[str, str]], stop: StopRequest) -> None:
         """Args:
         environments: one for each of the runs that may be under way at once.
+        stop: of the sweep.
         """
-        self.stopping, self.ending = Event(), Event()
+        self.stop, self.ending = stop, Event()
         self.free: SimpleQueue[dict[str, str]] = SimpleQueue()
         for environment in environments:
             self.free.put(environment)
@@ -69,13 +70,13 @@ class Runner:
             ):
                 for verb, command in commands(job).items():
                     # A report takes a moment; a run that is scored counts as done.
-                    if self.stopping.is_set() and verb != "report":
+                    if self.stopping() and verb != "report":
                         return Outcome(job, Preempted.exit_code)
                     messages.write(f"{COMMAND}{shlex.join(command)}\n")
                     messages.flush()
                     log.info("%s: %s", job.run.name, verb)
                     code = self.follow(command, job, environment, messages)
-                    if code in STOPPED:
+                    if code in STOPPED or (code > 0 and self.left_unsaid(job)):
                         return Outcome(job, Preempted.exit_code)
                     if code:
                         return Outcome(job, code, reason(job, code))
@@ -84,6 +85,15 @@ class Runner:
         finally:
             self.free.put(environment)
         return Outcome(job)
+
+    def stopping(self) -> bool:
+        return self.stop.reason is not None or self.ending.is_set()
+
+    def left_unsaid(self, job: Job) -> bool:
+        """Whether a command ended without a word of its own amid the end of the sweep: the same
+        Ctrl-C reaches it, and Python that has hardly begun leaves with any code then.
+        """
+        return self.stopping() and job.last_words() is None
 
     def follow(
         self, command: list[str], job: Job, environment: dict[str, str], messages: TextIO
@@ -98,7 +108,7 @@ class Runner:
             except subprocess.TimeoutExpired:
                 if self.ending.is_set():
                     process.terminate()
-                if self.stopping.is_set() and job.run.is_dir():
+                if self.stopping() and job.run.is_dir():
                     # Again and again: a command that is just starting takes it for an old one.
                     (job.run / PREEMPT_FILE).touch()
 
@@ -113,9 +123,8 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
         Preempted: it was asked to stop.
         UsageError: another sweep is at work in the directory.
     """
-    left = sweep.left()
+    left, outcomes = sweep.left(), []
     log.info("%d of %d runs are done", len(sweep.jobs) - len(left), len(sweep.jobs))
-    runner, outcomes = Runner(environments(at_once, gpus())), []
     with files.writing(sweep.directory):
         sweep.directory.mkdir(parents=True, exist_ok=True)
     with files.exclusive(sweep.directory):
@@ -123,19 +132,19 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
         write_table(sweep)
         forget_requests(sweep.directory)
         stop = StopRequest(sweep.directory)
+        runner = Runner(environments(at_once, gpus()), stop)
         with ThreadPoolExecutor(at_once) as pool, stop.heeded(), stop.heeding_interrupts():
             try:
                 for stage in stages(left):
                     begun = [pool.submit(runner, job) for job in stage]
-                    for outcome in completed(begun, stop, runner):
+                    for outcome in completed(begun, stop):
                         outcomes.append(outcome)
                         tell(outcome)
                         write_table(sweep)
             except BaseException:
-                runner.stopping.set()
                 runner.ending.set()
                 raise
-    if runner.stopping.is_set():
+    if runner.stopping():
         raise Preempted(
             f"the sweep was stopped with {len(sweep.left())} of {len(sweep.jobs)} runs to go",
             "start the same command again to go on",
@@ -143,15 +152,12 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
     return outcomes
 
 
-def completed(
-    pending: Sequence[Future[Outcome]], stop: StopRequest, runner: Runner
-) -> Iterator[Outcome]:
+def completed(pending: Sequence[Future[Outcome]], stop: StopRequest) -> Iterator[Outcome]:
     """The outcomes as they come; meanwhile looks whether the sweep is asked to stop."""
     waiting = set(pending)
     while waiting:
         ended, waiting = wait(waiting, POLL, FIRST_COMPLETED)
-        if stop.poll() is not None:
-            runner.stopping.set()
+        stop.poll()
         yield from (future.result() for future in ended)
 
 

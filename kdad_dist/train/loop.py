@@ -20,7 +20,7 @@ from kdad_dist.runtime.preemption import Agreement, Verdict
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, note, refuse_changes
 from kdad_dist.runtime.status import after, building
-from kdad_dist.runtime.stopping import StopRequest
+from kdad_dist.runtime.stopping import StopRequest, interrupts_prevail
 from kdad_dist.runtime.together import shared
 from kdad_dist.runtime.tracker import check_trackers
 from kdad_dist.schedule import learning_rate
@@ -47,7 +47,7 @@ def train(config: RunConfig, stop: StopRequest) -> None:
         with ExitStack() as stack:
             if_main = [claimed(config)] if here.is_main else []
             shared(lambda: [stack.enter_context(claim) for claim in if_main])
-            with building(config.directory, here.is_main):
+            with building(config.directory, here.is_main), interrupts_prevail():
                 if finished(config, here.is_main):
                     return
                 run = build(config, here, stop)

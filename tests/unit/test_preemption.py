@@ -14,6 +14,7 @@ from kdad_dist.runtime.stopping import (
     Stop,
     StopRequest,
     forget_requests,
+    interrupts_prevail,
 )
 
 CPU = torch.device("cpu")
@@ -96,6 +97,25 @@ def test_the_first_ctrl_c_asks_to_stop_and_the_second_ends_at_once(tmp_path):
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.parametrize("heeded", [False, True], ids=["at once", "after a first"])
+def test_a_ctrl_c_that_a_library_takes_for_a_failure_is_one_all_the_same(tmp_path, heeded):
+    stop = StopRequest(tmp_path)
+    with (
+        pytest.raises(KeyboardInterrupt),
+        stop.heeding_interrupts() if heeded else interrupts_prevail(),
+    ):
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RecursionError("half an import") from None
+
+
+def test_a_failure_that_no_ctrl_c_caused_stays_what_it_is():
+    with pytest.raises(RecursionError), interrupts_prevail():
+        raise RecursionError
 
 
 def test_a_ctrl_c_that_the_launcher_passes_on_is_not_the_second_one(tmp_path, monkeypatch):
