@@ -39,6 +39,7 @@ from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import shared
+from kdad_dist.wording import meant_path
 
 SUFFIXES = frozenset(f".{ext}" for ext in EXTENSIONS.values()) | {".jpeg", ".tiff"}
 BOX_COLOUR = (255, 255, 255)
@@ -200,12 +201,24 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
             found_by_pattern = glob.glob(pattern, recursive=True)  # noqa: PTH207 - may be absolute
             named = {Path(name) for name in found_by_pattern if Path(name).is_file()}
         if not named:
-            raise DataError(
-                f"{pattern} is no image, no folder with images, and no pattern that matches any",
-                f"images end in {', '.join(sorted(SUFFIXES))}",
-            )
+            raise none_named(pattern)
         found |= named
     return sorted(found)
+
+
+def none_named(pattern: str) -> DataError:
+    """Why a file, folder or pattern names no image."""
+    path, near = Path(pattern), ""
+    if path.is_dir():
+        wrong = "holds no image"
+    elif any(character in pattern for character in "*?["):
+        wrong = "matches no file"
+    else:
+        wrong, near = "does not exist", meant_path(path, path.parent.glob("*"))
+    return DataError(
+        f"{pattern} {wrong}",
+        f"{near}give images (they end in {', '.join(sorted(SUFFIXES))}), folders or patterns",
+    )
 
 
 def unique_names(paths: Sequence[Path]) -> dict[Path, str]:

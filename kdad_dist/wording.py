@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
 """Characters that a terminal obeys, and those that turn the direction of what stands around them;
@@ -24,6 +25,13 @@ def meant(name: str, known: Iterable[str]) -> str:
     """The beginning of a remedy: which of the known names comes nearest; "" where none is near."""
     found = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {found[0]}? " if found else ""
+
+
+def meant_path(path: Path, known: Iterable[Path]) -> str:
+    """The same of paths: told whole, but compared by name, since neighbours share the rest."""
+    by_name = {other.name: other for other in known}
+    found = difflib.get_close_matches(path.name, by_name, n=1)
+    return f"did you mean {by_name[found[0]]}? " if found else ""
 
 
 def amount(number: int, one: str, several: str = "") -> str:

@@ -10,12 +10,14 @@ from reprlib import Repr
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from kdad_dist.errors import ConfigError
 from kdad_dist.wording import amount
 
 Location = tuple[str | int, ...]
+TYPED = "command line"
+"""The place of what an override says."""
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What reading raises: ValueError for 2001-99-99, RecursionError for brackets without end."""
 
@@ -96,7 +98,9 @@ class YamlSource:
             target[last] = yaml.safe_load(value)
         except NOT_YAML as error:
             raise ConfigError(f"the value of {text!r} is not YAML: {error}", "quote it") from None
-        self.places[tuple(key.split("."))] = "command line"
+        here = tuple(key.split("."))
+        kept = {where: line for where, line in self.places.items() if where[: len(here)] != here}
+        self.places = {**kept, here: TYPED}
 
     def place(self, location: Location) -> str:
         """Where the value, or the nearest section around it, stands."""
@@ -112,6 +116,7 @@ def dotted(location: Location) -> str:
 def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigError:
     """One error that names every problem which pydantic found."""
     problems = []
+    written = _rules_broken(YamlSource.read(source.path).values, root)
     for item in error.errors():
         # Where several kinds of value are allowed, pydantic puts the kind behind the path.
         found = tuple(part for part in item["loc"] if part not in {"", "str", "list[str]"})
@@ -119,7 +124,9 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
         location = found[:1] + found[2:] if found[:1] == ("method",) else found
         elsewhere = _sections_with(root, str(found[-1])) if found else []
         sentence = _sentence(location, item, _keys_at(root, found[:-1]), elsewhere)
-        problems.append(f"  {source.place(location)}: {sentence}")
+        # A rule over several keys is told of their section, though it was broken by typing one.
+        typed = item["type"] == "value_error" and (item["loc"], item["msg"]) not in written
+        problems.append(f"  {TYPED if typed else source.place(location)}: {sentence}")
     unique = list(dict.fromkeys(problems))
     return ConfigError(
         "\n".join([f"{amount(len(unique), 'problem')} in the configuration:", *unique]),
@@ -127,10 +134,21 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
     )
 
 
+def _rules_broken(values: dict[str, Any], root: type) -> set[tuple[Location, str]]:
+    """Where the values alone break rules of the configuration, and in which words."""
+    try:
+        TypeAdapter(root).validate_python(values)
+    except ValidationError as error:
+        return {(item["loc"], item["msg"]) for item in error.errors()}
+    return set()
+
+
 def _sentence(location: Location, item: Any, known: list[str], elsewhere: list[str]) -> str:
     name = dotted(location) or "the configuration"
     if item["type"] in {"unexpected_keyword_argument", "extra_forbidden"}:
-        near = elsewhere[:1] or difflib.get_close_matches(str(location[-1]), known, n=1)
+        close = difflib.get_close_matches(str(location[-1]), known, n=1)
+        here = [dotted((*location[:-1], key)) for key in close]
+        near = [key for key in elsewhere if key != name] or here
         hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(known)}"
         return f"{name} is not a known key; {hint}"
     if item["type"] == "union_tag_invalid":
@@ -141,7 +159,7 @@ def _sentence(location: Location, item: Any, known: list[str], elsewhere: list[s
     if item["type"] in {"missing", "missing_argument"}:
         return f"{name} is missing"
     if item["type"] == "value_error":
-        return f"{name}: {item['ctx']['error']}"
+        return f"{name}: {item['ctx']['error']}" if location else str(item["ctx"]["error"])
     return (
         f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}, found {Excerpt().repr(item['input'])}"
     )

@@ -16,7 +16,14 @@ from kdad_dist.config.data import DataConfig as DataConfig
 from kdad_dist.config.errors import YamlSource, describe
 from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import ConfigError
-from kdad_dist.wording import meant
+from kdad_dist.wording import meant, meant_path
+
+CONFIG_FILE = "config.yaml"
+"""The configuration of a run, in its directory."""
+SWEEP_FILE = "sweep.yaml"
+"""The configuration of a sweep, in the directory that holds its runs."""
+MOST = 10
+"""Runs of a sweep that are named where one of them was meant."""
 
 
 def recipes_directory() -> Path:
@@ -40,13 +47,12 @@ def find(name: str) -> Path:
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
-        beside = [file.name for file in path.parent.glob("*.y*ml")]
-        near = meant(path.name, [*beside, *recipe_names()])
+        near = meant_path(path, [*path.parent.glob("*.y*ml"), *map(Path, recipe_names())])
         raise ConfigError(f"there is no config file {name}", f"{near}check the path")
     recipe = recipes_directory() / f"{name}.yaml"
     if recipe.is_file():
         return recipe
-    own = path / "config.yaml"  # of a run that is to go on
+    own = path / CONFIG_FILE  # of a run that is to go on
     near = f"did you mean {own}? " if own.is_file() else meant(name, recipe_names())
     raise ConfigError(
         f"{name!r} is neither a .yaml file nor a shipped recipe",
@@ -73,14 +79,40 @@ def load_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: the directory holds no run.
     """
-    path = run / "config.yaml"
-    if not path.is_file():
-        near = meant(run.name, [other.parent.name for other in run.parent.glob("*/config.yaml")])
-        raise ConfigError(
-            f"{run} is not a run directory: it holds no config.yaml",
-            f"{near}give the directory that `kdad train` wrote, such as runs/NAME",
-        )
-    return load(path, [*overrides, f"output={json.dumps(str(run))}"])
+    return load(config_of(run), [*overrides, f"output={json.dumps(str(run))}"])
+
+
+def config_of(run: Path) -> Path:
+    """The file of the configuration that a run directory was made with.
+
+    Raises:
+        ConfigError: there is no such directory, or it holds no run.
+    """
+    path = run / CONFIG_FILE
+    if path.is_file():
+        return path
+    if (run / SWEEP_FILE).is_file():
+        raise _of_sweep(run)
+    known = (CONFIG_FILE, SWEEP_FILE)
+    beside = [file.parent for name in known for file in run.parent.glob(f"*/{name}")]
+    near = meant_path(run, beside)
+    no_run = f"is not a run directory: it holds no {CONFIG_FILE}"
+    wrong = no_run if run.exists() else "does not exist"
+    raise ConfigError(
+        f"{run} {wrong}", f"{near}give the directory that `kdad train` wrote, such as runs/NAME"
+    )
+
+
+def _of_sweep(directory: Path) -> ConfigError:
+    """What is wrong with a sweep where one of its runs is wanted."""
+    names = sorted(run.parent.name for run in directory.glob(f"*/{CONFIG_FILE}"))
+    more = f" and {len(names) - MOST} more" if len(names) > MOST else ""
+    runs = f"its runs are {', '.join(names[:MOST])}{more}" if names else "no run of it has begun"
+    such = f", such as {directory / names[0]}" if names else ""
+    return ConfigError(
+        f"{directory} is a sweep; {runs}",
+        f"give one of its runs{such}; `kdad status {directory}` shows them",
+    )
 
 
 def check(source: YamlSource) -> RunConfig:

@@ -14,10 +14,16 @@ from urllib.error import URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kdad_dist.errors import DataError
+from kdad_dist.wording import meant_path
 
 TIMEOUT = 30  # seconds without an answer
 MAX_INDEX = 2**30
 """Bytes of an index file, beyond which it is not one: some two million samples."""
+REMEDY = "give the folder that `kdad pack` wrote, or its http address"
+
+
+class FolderMissing(DataError):
+    """There is no such folder, which is another thing than a damaged one."""
 
 
 def is_remote(address: str) -> bool:
@@ -32,17 +38,19 @@ def fetch(root: str, name: str, most: int = MAX_INDEX) -> bytes:
     """The whole content of a file of the shard folder.
 
     Raises:
-        DataError: it cannot be read, or has more than `most` bytes.
+        FolderMissing: the folder does not exist.
+        DataError: the file cannot be read, or has more than `most` bytes.
     """
     where = join(root, name)
     try:
         with open_remote(where) if is_remote(root) else open_file(where) as file:
             content = file.read(most + 1)
     except (OSError, HTTPException) as error:
-        raise DataError(
-            f"{where} cannot be read: {error}",
-            "give the folder that `kdad pack` wrote, or its http address",
-        ) from None
+        if isinstance(error, FileNotFoundError) and not Path(root).exists():
+            beside = Path(root).parent.glob("*/index.json")
+            near = meant_path(Path(root), (index.parent for index in beside))
+            raise FolderMissing(f"{root} does not exist", f"{near}{REMEDY}") from None
+        raise DataError(f"{where} cannot be read: {error}", REMEDY) from None
     if len(content) > most:
         raise DataError(f"{where} has more than {most:,} bytes", "copy or pack the shards again")
     return content

@@ -14,7 +14,7 @@ from kdad_dist.data.image import decode_image, decode_mask
 from kdad_dist.data.index import INDEX_FILE, Index, Sample, Shard, count, parse_index
 from kdad_dist.data.sample import Member
 from kdad_dist.data.shard import PARTIAL, facts
-from kdad_dist.data.source import fetch, is_remote
+from kdad_dist.data.source import FolderMissing, fetch, is_remote
 from kdad_dist.errors import DataError
 
 
@@ -26,10 +26,15 @@ def verify(
     Args:
         decode: decode every image and mask too, which takes far longer than hashing.
         progress: called with the shards done and all shards.
+
+    Raises:
+        FolderMissing: there is no such folder.
     """
     try:
         index = Index.read(root)
         described = parse_index(fetch(root, INDEX_FILE), root)
+    except FolderMissing:
+        raise
     except DataError as error:
         return [error.problem]
     held: defaultdict[str, list[Sample]] = defaultdict(list)

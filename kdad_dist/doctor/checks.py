@@ -57,12 +57,20 @@ Check = Callable[[Request], Iterator[Finding]]
 
 
 def examine(request: Request, checks: Sequence[tuple[str, Check]]) -> Iterator[Finding]:
-    """What checks find; one that cannot even be carried out has found a problem."""
+    """What checks find; one that cannot even be carried out has found a problem.
+
+    A problem that stops several checks is one, told by the first of them.
+    """
+    told: dict[str, str] = {}
     for name, check in checks:
         try:
             yield from check(request)
         except KdadError as error:
-            yield Finding(name, PROBLEM, error.problem, error.remedy)
+            first = told.setdefault(error.problem, name)
+            if first == name:
+                yield Finding(name, PROBLEM, error.problem, error.remedy)
+            else:
+                yield Finding(name, NOTE, f"stopped by the same problem as {first}, above")
         except Exception as error:  # noqa: BLE001 - a library that cannot be imported, say
             why = f"{type(error).__name__}: {error}"
             yield Finding(name, PROBLEM, why, "mend what the error names; reinstall, perhaps")
@@ -165,7 +173,7 @@ def hub(_: Request) -> Iterator[Finding]:
     """Whether pretrained weights can be fetched; one short request."""
     from huggingface_hub import constants
 
-    from kdad_dist.models.weights import hub_trouble, local_file
+    from kdad_dist.models.weights import hub_trouble
 
     trouble = hub_trouble(HUB_PATIENCE)
     host = urlsplit(constants.ENDPOINT).hostname  # an address may hold a password
@@ -173,8 +181,12 @@ def hub(_: Request) -> Iterator[Finding]:
     if trouble is None:
         yield Finding("hub", OK, f"{host} answers; {place}")
         return
-    found = f"{host} {trouble}; {place}"
-    yield Finding("hub", NOTE, found, local_file("method.teacher.weights"))
+    remedy = (
+        "where there is a network, download the weights that your recipe names, and copy the file "
+        "here (`kdad train RECIPE --dry-run` says its address, and the key that takes its path); "
+        "or try things out without pretraining: method.teacher.weights=random"
+    )
+    yield Finding("hub", NOTE, f"{host} {trouble}; {place}", remedy)
 
 
 def wandb(request: Request) -> Iterator[Finding]:

@@ -16,7 +16,8 @@ import yaml
 from pydantic import AfterValidator, BeforeValidator, ConfigDict, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from kdad_dist.errors import DataError, UsageError
+from kdad_dist.config.load import config_of
+from kdad_dist.errors import DataError
 
 METRICS = {
     "image_auroc": "AUROC",
@@ -202,17 +203,10 @@ def read_run(run: Path) -> RunFiles:
     """The files of a run directory.
 
     Raises:
-        UsageError: the directory is not there or holds no run.
+        ConfigError: the directory is not there or holds no run.
         DataError: a file in it is damaged; the message names it.
     """
-    if not run.is_dir():
-        raise UsageError(f"there is no run directory {run}", "check the path")
-    path = run / "config.yaml"
-    if not path.is_file():
-        raise UsageError(
-            f"{run} is not a run directory: it holds no config.yaml",
-            "give the directory that `kdad train` wrote, such as runs/NAME",
-        )
+    path = config_of(run)
     config_text = _text(path)
     config = _config(path, config_text)
     log, unread = read_log(run / "metrics.jsonl")

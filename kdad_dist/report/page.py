@@ -103,7 +103,7 @@ def write_report(run: Path, png: bool = False) -> Path:
         png: write the charts into RUN/figures too.
 
     Raises:
-        UsageError: the directory holds no run.
+        ConfigError: there is no such directory, or it holds no run.
         DataError: a file of the run is damaged, or the page cannot be written.
     """
     found = read_run(run)

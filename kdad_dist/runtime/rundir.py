@@ -9,7 +9,7 @@ from pathlib import Path
 
 from kdad_dist import files
 from kdad_dist.config.changes import changed_keys
-from kdad_dist.config.load import dump, load_run
+from kdad_dist.config.load import CONFIG_FILE, dump, load_run
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index
 from kdad_dist.errors import ConfigError, DataError, Interrupted
@@ -17,11 +17,8 @@ from kdad_dist.runtime import environment
 from kdad_dist.runtime.stopping import forget_requests
 
 log = logging.getLogger(__name__)
-CONFIG_FILE = "config.yaml"
 DATA_FILE = "data.json"
 STATUS_FILE = "status.json"
-SWEEP_FILE = "sweep.yaml"
-"""The configuration of a sweep, in the directory that holds its runs."""
 COMMAND = "== "
 """Begins the line of a log of several commands after which the next one speaks."""
 MAY_MOVE = ("method.weights:", "method.network.weights:", "method.teacher.weights:")

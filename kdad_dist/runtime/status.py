@@ -7,8 +7,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from kdad_dist import files
+from kdad_dist.config.load import CONFIG_FILE
 from kdad_dist.errors import Interrupted, Preempted
-from kdad_dist.runtime.rundir import CONFIG_FILE, STATUS_FILE
+from kdad_dist.runtime.rundir import STATUS_FILE
 from kdad_dist.runtime.together import gathered, lost_peer
 
 

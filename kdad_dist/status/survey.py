@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from kdad_dist import files
+from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE
 from kdad_dist.errors import CheckpointError, UsageError
 from kdad_dist.runtime.manifest import read_manifest, verify
-from kdad_dist.runtime.rundir import CONFIG_FILE, DATA_FILE, STATUS_FILE, SWEEP_FILE, last_words
+from kdad_dist.runtime.rundir import DATA_FILE, STATUS_FILE, last_words
 
 SILENT = 30 * 60.0
 """Seconds after which a run that says it is running, and writes nothing, is not believed: for as

@@ -14,9 +14,9 @@ from typing import Any, Literal
 
 from kdad_dist import files
 from kdad_dist.config.changes import changed_keys
-from kdad_dist.config.load import dump, load_run
+from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, dump, load_run
 from kdad_dist.config.run import RunConfig
-from kdad_dist.runtime.rundir import CONFIG_FILE, SWEEP_FILE, last_words
+from kdad_dist.runtime.rundir import last_words
 from kdad_dist.sweep.published import Published
 
 SCORED, NOT_SCORED, NOT_STARTED = "scored", "not scored", "not started"

@@ -7,12 +7,11 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from kdad_dist.config.load import find, load
+from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, find, load
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index, Split
 from kdad_dist.errors import ConfigError, DataError, UsageError
 from kdad_dist.report.png import FIGURES
-from kdad_dist.runtime.rundir import CONFIG_FILE, SWEEP_FILE
 from kdad_dist.sweep.jobs import Job, Sweep
 from kdad_dist.sweep.published import Published, read_published
 from kdad_dist.sweep.variants import (

@@ -320,7 +320,7 @@ BAD_SHARDS: dict[str, tuple[Callable[[Path], object], str]] = {
     "index missing": (lambda shards: (shards / "index.json").unlink(), "index.json"),
     "index senseless": (lambda shards: (shards / "index.json").write_text("{"), "index.json"),
     "samples changed": (lambda shards: flip(shards / "samples.jsonl", 50), "samples.jsonl"),
-    "missing": (shutil.rmtree, "index.json"),
+    "missing": (shutil.rmtree, "shards does not exist"),
 }
 
 
@@ -380,7 +380,11 @@ def save_weights(config: Path) -> None:
 
 
 BAD_WORDS: dict[str, tuple[list[str], list[str], int]] = {
-    "unknown key": (["train.batchsize=4"], ["train.batchsize", "did you mean batch_size?"], 2),
+    "unknown key": (
+        ["train.batchsize=4"],
+        ["train.batchsize", "did you mean train.batch_size?"],
+        2,
+    ),
     "several wrong values": (
         ["optim.lr=-1", "data.val_fraction=2", "train.batch_size=many", "sed=1"],
         ["optim.lr", "data.val_fraction", "train.batch_size", "did you mean seed?", "4 problems"],

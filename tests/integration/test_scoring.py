@@ -18,7 +18,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from kdad_dist.config.load import load, load_run
+from kdad_dist.errors import DataError
 from kdad_dist.methods import build_method
+from kdad_dist.predict import find_images
 from kdad_dist.report.page import write_report
 from kdad_dist.runtime.restore import restore
 from tests.helpers import make_mvtec, save_image, texture
@@ -149,6 +151,22 @@ def test_examples_keep_reconstructions_where_the_method_gives_them(folder):
             assert all(Image.open(examples / name).size == (32, 32) for name in names)
         page = write_report(run).read_text()
         assert ('alt="The image as the method reconstructs it' in page) == (network == "mae")
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("photo", "photo does not exist\n  -> did you mean photos? give images"),
+        ("photos", "photos holds no image"),
+        ("photos/*.png", "photos/*.png matches no file"),
+    ],
+)
+def test_what_names_no_new_image_is_told_why(tmp_path, monkeypatch, word, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError) as told:
+        find_images([word])
+    assert said in str(told.value)
 
 
 def test_speed_is_told_of_the_test_split_and_of_new_images(folder, tmp_path):

@@ -47,12 +47,14 @@ def test_every_problem_is_named_at_once_with_path_file_and_line(tmp_path):
     message = problems(tmp_path, text, "train.batch_siz=4")
     assert "6 problems" in message or "5 problems" in message
     assert (
-        f"{tmp_path / 'run.yaml'}:2: data.shard is not a known key; did you mean shards?" in message
+        f"{tmp_path / 'run.yaml'}:2: data.shard is not a known key; did you mean data.shards?"
+        in message
     )
     assert "run.yaml:2: data.shards is missing" in message
     assert "run.yaml:4: train.epochs" in message
     assert "run.yaml:5: seed" in message
-    assert "command line: train.batch_siz is not a known key; did you mean batch_size?" in message
+    assert "command line: train.batch_siz is not a known key" in message
+    assert "did you mean train.batch_size?" in message
 
 
 def test_a_key_outside_of_its_section_is_told_its_place(tmp_path):
@@ -78,6 +80,37 @@ def test_a_key_outside_of_its_section_is_told_its_place(tmp_path):
 )
 def test_a_wrong_value_is_explained(tmp_path, override, said):
     assert said in problems(tmp_path, GOOD, override)
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.tile_overlap=70", "command line: data: tile_overlap 70 leaves nothing of a tile"),
+        ("method.name=classkd", "run.yaml:5: method.teacher.layers is not a known key; known are"),
+        ("data.tile=300", "command line: data: tile 300 is larger"),
+        ("data.classes=[a, b]", "command line: data.classes: stfpm looks for anomalies"),
+        ("method={name: stfpm, teacher: {layers: 3}}", "command line: method.teacher.layers"),
+        ("optim.lr=1", "run.yaml:4: train: give exactly one of epochs and steps"),
+    ],
+)
+def test_what_was_typed_is_blamed_on_who_typed_and_what_was_written_on_the_file(
+    tmp_path, override, said
+):
+    text = GOOD.replace("tile}", "tile, tile: 65}") + "method: {teacher: {layers: [1]}}\n"
+    text = text.replace("epochs: 3", "epochs: 3, steps: 2") if "optim" in override else text
+    assert said in problems(tmp_path, text, override)
+
+
+def test_a_sweep_in_place_of_a_run_tells_its_runs(tmp_path):
+    (tmp_path / "sweep.yaml").touch()
+    with pytest.raises(ConfigError, match="is a sweep; no run of it has begun"):
+        load_run(tmp_path)
+    for number in range(12):
+        (tmp_path / f"c{number:02}").mkdir()
+        (tmp_path / f"c{number:02}/config.yaml").touch()
+    with pytest.raises(ConfigError, match="is a sweep; its runs are c00, .*c09 and 2 more") as told:
+        load_run(tmp_path)
+    assert f"such as {tmp_path}/c00" in told.value.remedy
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path):
@@ -106,7 +139,7 @@ def test_an_unknown_recipe_names_the_nearest_and_the_known_ones(tmp_path, monkey
     ):
         with pytest.raises(ConfigError, match=said.replace("?", r"\?")):
             load(typed)
-    with pytest.raises(ConfigError, match=r"did you mean mine\? give the directory"):
+    with pytest.raises(ConfigError, match=r"runs/min does not exist\n.*mean runs/mine\? give"):
         load_run(Path("runs/min"))
 
 
@@ -172,7 +205,7 @@ def test_what_only_costs_or_only_reads_is_free_to_change_in_a_run(tmp_path):
         (["method.lora=null", "method.freeze_random=false"], "leaves no block to train"),
         (["method.inference.partitions=2"], "only with pattern random"),
         (["train.init_from=x.safetensors"], "belongs to method.weights"),
-        (["method.lora.rnk=2"], "did you mean rank"),
+        (["method.lora.rnk=2"], "did you mean method.lora.rank?"),
         (["method.name=loramea"], "did you mean loramae"),
         (["seed=9223372036854775808"], "less than"),
     ],

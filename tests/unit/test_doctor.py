@@ -50,6 +50,13 @@ def test_a_check_that_cannot_be_carried_out_has_found_a_problem():
     assert (found.found, found.remedy) == ("shards/tile has no index", "pack it")
 
 
+def test_a_problem_that_stops_two_checks_is_counted_once():
+    gone = failing(DataError("shards/tile does not exist", "pack it"))
+    found = list(examine(NOTHING, [("shards", gone), ("training", gone)]))
+    assert [finding.state for finding in found] == [PROBLEM, NOTE]
+    assert "same problem as shards" in found[1].found
+
+
 def test_problems_decide_the_exit_code_and_notes_do_not():
     good, note, bad = (Finding(state, state, "") for state in (OK, NOTE, PROBLEM))
     refuse_problems([good, note])
@@ -182,7 +189,7 @@ def test_a_hub_that_is_not_reached_is_a_note_that_names_the_way_without_it(monke
         found = only(checks.hub)
     assert time.monotonic() - start < 2
     assert found.state == NOTE
-    assert "method.teacher.weights=FILE" in (found.remedy or "")
+    assert "download the weights that your recipe names" in (found.remedy or "")
     assert "secret" not in repr(found)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     assert "HF_HUB_OFFLINE is set" in only(checks.hub).found

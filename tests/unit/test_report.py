@@ -339,7 +339,7 @@ def test_a_constant_score_and_a_single_loss_can_be_drawn(tmp_path: Path) -> None
 
 
 def test_a_missing_directory_is_a_usage_error(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no run directory"):
+    with pytest.raises(UsageError, match="absent does not exist"):
         write_report(tmp_path / "absent")
 
 

@@ -19,6 +19,7 @@ from kdad_dist.data.index import (
 from kdad_dist.data.shard import PARTIAL
 from kdad_dist.data.verify import verify
 from kdad_dist.data.writer import pack
+from kdad_dist.errors import DataError
 from tests.helpers import make_mvtec
 from tests.shards import rewrite
 
@@ -204,6 +205,13 @@ def test_decoding_finds_what_hashes_cannot(shards):
 def test_the_rest_of_a_killed_pack_is_named(shards):
     (shards / PARTIAL).mkdir()
     assert "left by a pack that was killed" in verify(str(shards))[0]
+
+
+def test_a_folder_that_does_not_exist_is_no_damaged_one_and_its_neighbour_is_told(packed):
+    for use in (verify, Index.read):
+        with pytest.raises(DataError, match=f"{packed}s does not exist") as told:
+            use(f"{packed}s")
+        assert told.value.remedy.startswith(f"did you mean {packed}? give the folder")
 
 
 def test_a_folder_without_an_index_is_the_fault(tmp_path):
