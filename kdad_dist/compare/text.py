@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from kdad_dist.report.text import COLUMNS, SYNTHETIC
-from kdad_dist.wording import aligned
+from kdad_dist.wording import aligned, on_one_line
 
 Facts = dict[str, Any]
 
@@ -63,7 +63,9 @@ def figure_rows(metrics: dict[str, dict[str, list[float | None]]]) -> Iterator[l
 
 
 def images(kind: str, names: Sequence[str], found: Sequence[Facts]) -> str:
-    """The images of a label: score and rank in each run, and where there are pictures of them."""
+    """The images of a label: score and rank in each run, and a picture where one of them kept it,
+    which is the same in each; what the run saw in it lies beside it.
+    """
     if not found:
         return ""
     rows = []
@@ -72,6 +74,9 @@ def images(kind: str, names: Sequence[str], found: Sequence[Facts]) -> str:
         cells = [f"{score:.4g} (rank {rank:g})" for score, rank in places]
         rows.append([image["key"], image["defect_type"] or "good", *cells])
     header = f"{kind} images judged most differently, of {found[0]['of']}"
-    lines = [header, *aligned([["", "", *names], *rows], left=2)]
-    pictures = [path for image in found for path in image["pictures"] if path]
-    return "\n".join([*lines, *(["pictures:", *pictures] if pictures else [])])
+    titled, *lines = aligned([["", "", *names], *rows], left=2)
+    pictures = [next(filter(None, image["pictures"]), "") for image in found]
+    shown = [
+        f"{row}  {on_one_line(path)}".rstrip() for row, path in zip(lines, pictures, strict=True)
+    ]
+    return "\n".join([header, f"{titled}  picture" if any(pictures) else titled, *shown])
