@@ -20,7 +20,7 @@ class Status:
 
     def __init__(self, run: Path, steps: int, writes: bool) -> None:
         self.path, self.steps, self.writes, self.step = run / STATUS_FILE, steps, writes, 0
-        self._before = files.read_json(self.path)
+        self.before = files.read_json(self.path)
 
     def write(self, state: str, reason: str | None = None) -> None:
         if not self.writes:
@@ -51,7 +51,7 @@ class Status:
         """
         said = files.read_json(self.path)
         broken = said.get("state") == "failed" or said.get("reason") == Interrupted().problem
-        return broken and said != self._before
+        return broken and said != self.before
 
     def has_finished(self) -> bool:
         return files.read_json(self.path).get("state") == "finished"
@@ -92,10 +92,14 @@ class Status:
 def building(run: Path, writes: bool) -> Iterator[None]:
     """Records why a run cannot start, or go on, where its directory holds one already, and that
     it was stopped before it could. A finished one stays finished after a Ctrl-C.
+
+    Collective over the processes, which enter and leave together.
     """
     status = after(run, writes)
     try:
+        gathered(None)  # lest the failure of another process counts as what was there before
         yield
+        gathered(None)  # lest this one goes on to write "running" over it
     except BaseException as error:
         if isinstance(error, KeyboardInterrupt) and status.has_finished():
             raise
@@ -108,9 +112,8 @@ def building(run: Path, writes: bool) -> Iterator[None]:
 
 def after(run: Path, writes: bool) -> Status:
     """The status of a run that got no further than it last said."""
-    before = files.read_json(run / STATUS_FILE)
-    status = Status(run, before.get("steps", 0), writes)
-    status.step = before.get("step", 0)
+    status = Status(run, 0, writes)
+    status.step, status.steps = (status.before.get(name, 0) for name in ("step", "steps"))
     return status
 
 

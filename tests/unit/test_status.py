@@ -10,6 +10,7 @@ import pytest
 
 from kdad_dist import files
 from kdad_dist.errors import CheckpointError, DataError, Preempted
+from kdad_dist.runtime import status
 from kdad_dist.runtime.status import Status, building
 
 
@@ -110,6 +111,25 @@ def test_ctrl_c_does_not_hide_what_another_process_died_of(tmp_path):
     with pytest.raises(KeyboardInterrupt), Status(tmp_path, 9, writes=True).outcome():
         other.fail(DataError("image 3 is damaged", "pack again"))
         raise KeyboardInterrupt
+    assert "image 3 is damaged" in (state(tmp_path)[1] or "")
+
+
+@pytest.mark.parametrize("meeting", [1, 2])
+def test_what_another_process_dies_of_stays_if_this_one_comes_late_to_build_or_to_train(
+    tmp_path, monkeypatch, meeting
+):
+    Status(tmp_path, 9, writes=True).fail(DataError("of before", "mend it"))
+    other, waits = Status(tmp_path, 9, writes=False), []
+
+    def wait_in_vain(value: None) -> None:
+        waits.append(value)
+        if len(waits) == meeting:
+            other.fail(DataError("image 3 is damaged", "pack again"))
+            raise RuntimeError("[third_party/gloo/gloo/transport/tcp/pair.cc] Connection closed")
+
+    monkeypatch.setattr(status, "gathered", wait_in_vain)
+    with pytest.raises(RuntimeError), building(tmp_path, writes=True):
+        pass
     assert "image 3 is damaged" in (state(tmp_path)[1] or "")
 
 
