@@ -130,9 +130,10 @@ def look(run: Path, content: bool) -> RunStatus:
     state, reason = judge(said, holder, silent, is_new=held > told)
     if state != "running":
         state, reason, holder = scored(run, state, reason, holder)
-    step, steps = (number(said.get(name)) for name in ("step", "steps"))
-    line = last_losses(run / "metrics.jsonl")
     checkpoint, damaged = newest(run / "checkpoints", content)
+    # The step is noted every few seconds, so that a checkpoint may be ahead of it.
+    step, steps = max(number(said.get("step")), checkpoint or 0), number(said.get("steps"))
+    line = last_losses(run / "metrics.jsonl")
     return RunStatus(
         run=str(run),
         sweep=str(run.parent) if (run.parent / SWEEP_FILE).is_file() else None,

@@ -35,7 +35,10 @@ def shown(found: Sequence[RunStatus]) -> Text:
     for sweep, group in groupby(runs, lambda run: run.sweep):
         members = list(group)
         if sweep is not None:
-            text.append(f"sweep {on_one_line(sweep)}: {tally(members)}\n", "bold")
+            # A run that is alone was asked for by name: the others of its sweep were not looked at.
+            name = on_one_line(sweep)
+            told = f"sweep {name}: {tally(members)}" if len(runs) > 1 else f"of sweep {name}"
+            text.append(f"{told}\n", "bold")
         for run in members:
             said = next(line)
             text.append(said[: len(run.state)], COLOURS.get(run.state, ""))

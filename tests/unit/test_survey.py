@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -142,6 +143,16 @@ def test_a_checkpoint_counts_if_its_files_are_there_and_on_request_unchanged(tmp
     assert "does not match its sha256" in found.damaged[2]
 
 
+def test_a_run_is_no_less_far_than_its_newest_checkpoint(tmp_path):
+    run = make_run(tmp_path / "run")
+    for noted, step in ((50, 63), (70, 70)):
+        write_json(run / "status.json", {"state": "running", "step": noted, "steps": 900})
+        checkpoint(run, 63)
+        found = look(run, content=False)
+        assert (found.step, found.checkpoint) == (step, 63)
+        shutil.rmtree(run / "checkpoints")
+
+
 @pytest.mark.parametrize(
     ("variables", "job"),
     [
@@ -226,6 +237,14 @@ def test_a_person_sees_one_line_for_each_run_and_why_it_stopped(tmp_path):
     assert lines[3].split()[0] == "failed"
     assert lines[4] == "    DataError: no disk"
     assert lines[5].split() == ["not", "started", str(tmp_path / "many/zipper")]
+
+
+def test_one_run_of_a_sweep_is_not_told_as_the_sweep(tmp_path):
+    sweep(tmp_path / "many")
+    first, _, belongs, line = text(tmp_path / "many/bottle").splitlines()
+    assert first == "1 run: 1 finished"
+    assert belongs == f"of sweep {tmp_path / 'many'}"
+    assert line.split()[:2] == ["finished", str(tmp_path / "many/bottle")]
 
 
 def test_states_are_coloured_on_a_terminal_unless_that_is_refused(tmp_path, monkeypatch):
