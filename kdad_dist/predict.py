@@ -2,7 +2,8 @@
 
 Writes `predictions.csv`, `predictions.json` (what they were made with, and how fast), and for each
 image its anomaly map (16-bit PNG or npy), an overlay, its reconstruction where the method gives
-one, and, at the threshold of `metrics.json`, a binary mask and the boxes of its regions. Overlay,
+one, and, at the threshold of `metrics.json`, a binary mask and the boxes of its regions. The table
+names these files by their paths from where it lies itself. Overlay,
 mask and boxes have the size of the image itself, map and reconstruction that of the network's
 input. Where the network saw nothing of an image, around its centre, there is nothing in any of
 them: the overlay shows the image itself.
@@ -84,44 +85,43 @@ class Predictor:
             if found.anomaly_map is not None:
                 row |= self.pictures(self.names[path], image, found.anomaly_map[i])
             if found.reconstruction is not None:
-                row["reconstruction"] = f"{self.names[path]}.png"
-                place = self.place("reconstructions", row["reconstruction"])
-                Image.fromarray(found.reconstruction[i]).save(place)
+                row["reconstruction"] = f"reconstructions/{self.names[path]}.png"
+                Image.fromarray(found.reconstruction[i]).save(self.place(row["reconstruction"]))
             rows.append(row)
         return Written(rows, found.seconds)
 
     def pictures(
         self, name: str, image: NDArray[np.uint8], anomaly_map: NDArray[np.float32]
     ) -> dict[str, Any]:
-        """Writes what the map of one image shows; the names of the files, and the boxes."""
+        """Writes what the map of one image shows; the paths of the files, and the boxes."""
         limit = self.detector.threshold.pixel_value
         as_npy = self.detector.config.score.save_maps == "npy"
-        map_file = self.place("maps", f"{name}.{'npy' if as_npy else 'png'}")
-        if as_npy:
-            np.save(map_file, anomaly_map)
-        else:
-            save_png16(map_file, anomaly_map)
+        written: dict[str, Any] = {
+            "map": f"maps/{name}.{'npy' if as_npy else 'png'}",
+            "overlay": f"overlays/{name}.jpg",
+        }
+        (np.save if as_npy else save_png16)(self.place(written["map"]), anomaly_map)
         seen = self.detector.fit.seen(*image.shape[:2])
         full = laid_over(image, seen, anomaly_map)
         brightest = 2 * max(limit or full.max().item(), 1e-12)
         warm = heat(Image.fromarray(image[seen]), full[seen] / np.float32(brightest))
         picture = Image.fromarray(image)
         picture.paste(warm, (seen[1].start, seen[0].start))
-        written: dict[str, Any] = {"map": map_file.name, "overlay": f"{name}.jpg"}
         if limit is not None:
             mask = full > limit
             boxes = boxes_of(mask)
             draw = ImageDraw.Draw(picture)
             for left, top, right, bottom in boxes:
                 draw.rectangle((left, top, right - 1, bottom - 1), outline=BOX_COLOUR, width=2)
-            Image.fromarray(mask.astype(np.uint8) * 255).save(self.place("masks", f"{name}.png"))
-            written |= {"mask": f"{name}.png", "boxes": json.dumps(boxes)}
-        picture.save(self.place("overlays", written["overlay"]), quality=92)
+            written |= {"mask": f"masks/{name}.png", "boxes": json.dumps(boxes)}
+            Image.fromarray(mask.astype(np.uint8) * 255).save(self.place(written["mask"]))
+        picture.save(self.place(written["overlay"]), quality=92)
         return written
 
-    def place(self, folder: str, name: str) -> Path:
-        (self.out / folder).mkdir(exist_ok=True)
-        return self.out / folder / name
+    def place(self, file: str) -> Path:
+        path = self.out / file
+        path.parent.mkdir(exist_ok=True)
+        return path
 
 
 def predict(

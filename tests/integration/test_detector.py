@@ -50,11 +50,11 @@ def test_a_program_gets_what_the_command_writes(runs, tmp_path, method):
         assert result.pred_score.tolist() == [float(row["pred_score"])]
         assert result.pred_label is not None and result.anomaly_map is not None
         assert result.pred_label.tolist() == [row["pred_label"] == "1"]
-        assert np.array_equal(result.anomaly_map[0], np.load(out / "maps" / row["map"]))
+        assert np.array_equal(result.anomaly_map[0], np.load(out / row["map"]))
         if method == "stfpm":
             assert result.reconstruction is None and not row["reconstruction"]
         else:
-            shown = np.asarray(Image.open(out / "reconstructions" / row["reconstruction"]))
+            shown = np.asarray(Image.open(out / row["reconstruction"]))
             assert result.reconstruction is not None and shown.shape == (32, 32, 3)
             assert np.array_equal(result.reconstruction[0], shown)
     assert (out / "reconstructions").is_dir() == (method == "loramae")

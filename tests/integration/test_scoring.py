@@ -427,17 +427,19 @@ def test_new_images_get_scores_maps_overlays_masks_and_boxes(folder, tmp_path):
     assert len(rows) == 3
     anomalous = sum(row["pred_label"] == "1" for row in rows)
     assert outcome.text.count(f"3 images: {anomalous} anomalous, {3 - anomalous} normal") == 1
+    pictures = [row["overlay"] for row in rows]
+    assert pictures == [f"overlays/{name}.jpg" for name in ("a b", "ü", "a b~2")]
     for row in rows:
         assert float(row["pred_score"]) > 0
         assert row["pred_label"] in {"0", "1"}
         width, height = Image.open(row["file"]).size
-        assert Image.open(out / "overlays" / row["overlay"]).size == (width, height)
-        mask = np.asarray(Image.open(out / "masks" / row["mask"]))
+        assert Image.open(out / row["overlay"]).size == (width, height)
+        mask = np.asarray(Image.open(out / row["mask"]))
         assert mask.shape == (height, width)
         boxes = json.loads(row["boxes"])
         assert bool(boxes) == bool(mask.any())
         assert all(0 <= left < right <= width for left, _, right, _ in boxes)
-        map_ = Image.open(out / "maps" / row["map"])
+        map_ = Image.open(out / row["map"])
         assert map_.size == (32, 32)
         assert float(map_.text["scale"]) > 0
 
