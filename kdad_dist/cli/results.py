@@ -19,16 +19,19 @@ def report(
 ) -> None:
     """Write one self-contained HTML page about a run or a sweep."""
     from kdad_dist.report.page import write_report
-    from kdad_dist.sweep.page import result, write_page
+    from kdad_dist.report.png import FIGURES
+    from kdad_dist.sweep.page import LATEX, result, write_page
     from kdad_dist.sweep.plan import is_sweep, reopen
 
     if is_sweep(run):
         sweep = reopen(run)
-        say(result(sweep, write_page(sweep, latex, png)))
-        return
-    if latex:
+        written = [result(sweep, write_page(sweep, latex, png))]
+    elif latex:
         raise UsageError("--latex is of a sweep", "leave it out, or give the directory of a sweep")
-    say(f"report: {write_report(run, png)}")
+    else:
+        written = [f"report: {write_report(run, png)}"]
+    written += [f"latex: {run / LATEX}"] * latex + [f"charts: {run / FIGURES}"] * png
+    say("\n".join(written))
 
 
 def export(

@@ -17,8 +17,11 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.keys import Keys
 
 from kdad_dist.report.page import write_report
+from kdad_dist.sweep.page import write_page
+from kdad_dist.sweep.plan import plan_variants
 from tests.helpers_run import make_run, write_explained
 from tests.needs import require_or_skip
+from tests.sweeps import finish
 
 pytestmark = pytest.mark.browser
 ATTACK = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
@@ -75,6 +78,19 @@ def hostile_page(tmp_path_factory: pytest.TempPathFactory) -> str:
     return write_report(run).as_uri()
 
 
+@pytest.fixture(scope="module")
+def sweep_page(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The address of a sweep's page, with one chart of figures and two of losses."""
+    out = tmp_path_factory.mktemp("sweep") / "ways"
+    sweep = plan_variants("classkd_cifar10", [f"output={out}"], "classkd_cifar10", 1)
+    for job in sweep.jobs:
+        finish(job, accuracy=0.9)
+        lines = [{"step": 1, "loss": 2, "cross_entropy": 2}, {"step": 1, "val_loss": 2}]
+        (job.run / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write_page(sweep)
+    return (out / "report.html").as_uri()
+
+
 def sized(browser: webdriver.Chrome, width: int, height: int = 844) -> None:
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -124,7 +140,9 @@ def test_every_picture_is_shown(browser: webdriver.Chrome, page: str) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])
-@pytest.mark.parametrize("kind", ["page", "rebuilt_page", "explained_page", "hostile_page"])
+@pytest.mark.parametrize(
+    "kind", ["page", "rebuilt_page", "explained_page", "hostile_page", "sweep_page"]
+)
 def test_no_width_makes_the_page_scroll_sideways(
     browser: webdriver.Chrome, request: pytest.FixtureRequest, kind: str, width: int
 ) -> None:
@@ -175,6 +193,17 @@ def test_labels_of_charts_stay_inside_them(browser: webdriver.Chrome, page: str)
             ".map(t => t.textContent)"
         )
         assert outside == []
+
+
+def test_charts_of_a_sweep_leave_no_hole(browser: webdriver.Chrome, sweep_page: str) -> None:
+    sized(browser, 1280)
+    browser.get(sweep_page)
+    ends = browser.execute_script(
+        "return [...document.querySelectorAll('.even')].map(grid => [grid.children.length,"
+        " grid.lastElementChild.getBoundingClientRect().right, grid.getBoundingClientRect().right])"
+    )
+    assert [charts for charts, *_ in ends] == [1, 2]
+    assert all(abs(last - whole) < 1 for _, last, whole in ends)
 
 
 def test_headings_descend_one_level_at_a_time(browser: webdriver.Chrome, page: str) -> None:

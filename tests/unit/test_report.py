@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from kdad_dist.cli.results import report as report_verb
 from kdad_dist.errors import DataError, UsageError
 from kdad_dist.pictures import colours, heat
 from kdad_dist.report import charts as report_charts
@@ -36,7 +37,9 @@ def edit(path: Path, **values: Any) -> None:
     write_json(path, json.loads(path.read_text()) | values)
 
 
-def test_a_whole_run_gives_a_page_with_every_part(tmp_path: Path) -> None:
+def test_a_whole_run_gives_a_page_with_every_part(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path / "run")
     page = report(run)
     for words in (
@@ -59,7 +62,9 @@ def test_a_whole_run_gives_a_page_with_every_part(tmp_path: Path) -> None:
     assert page.count("svg") == 4
     assert "not scored" not in page.text.lower()
     assert not (run / "figures").exists()
-    write_report(run, png=True)
+    capsys.readouterr()
+    report_verb(run, latex=False, png=True)
+    assert capsys.readouterr().err == f"report: {run}/report.html\ncharts: {run}/figures\n"
     drawn = {path.stem for path in (run / "figures").iterdir()}
     assert drawn == {"loss", "scores-1", "roc-1", "pro-1"}
     assert not list(run.glob(".report*"))

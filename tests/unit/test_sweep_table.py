@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from kdad_dist.cli.results import report
 from kdad_dist.config.load import find, recipe_names, recipes_directory
 from kdad_dist.errors import DataError
 from kdad_dist.report.tables import curve
@@ -298,7 +299,7 @@ def test_a_variant_says_when_the_one_that_it_is_compared_with_has_failed(tmp_pat
     assert "- kd-frozen, seed 0: not started: ce-r18-frozen not started\n" in text
 
 
-def test_the_page_of_a_sweep_shows_tables_curves_links_and_what_is_missing(config):
+def test_the_page_of_a_sweep_shows_tables_curves_links_and_what_is_missing(config, capsys):
     publish(config, "zip,image_auroc,0.75,A,")
     sweep = planned(config, 2)
     odd, zipped, again, _ = sweep.jobs
@@ -306,7 +307,12 @@ def test_the_page_of_a_sweep_shows_tables_curves_links_and_what_is_missing(confi
         finish(job, image_auroc=0.8)
         write_log(job.run / "metrics.jsonl", 40)
         (job.run / "report.html").write_text("")
-    write_page(sweep, latex=True, png=True)
+    sweep.write(sweep.jobs)
+    write_table(sweep)
+    report(sweep.directory, latex=True, png=True)
+    named = [f"{sweep.directory / name}" for name in ("report.html", "table.tex", "figures")]
+    told = capsys.readouterr().err.splitlines()[-3:]
+    assert told == [f"report: {named[0]}", f"latex: {named[1]}", f"charts: {named[2]}"]
     html = (sweep.directory / "report.html").read_text()
     page = Page(html)
     for words in (
