@@ -50,7 +50,7 @@ def exported(facts: dict[str, Any]) -> str:
     parity, said = facts["parity"], facts["facts"]
     on = f"{parity['images']} of {parity['test_images']} test images"
     if parity["generated"]:
-        on = f"{parity['images']} images of noise ({parity['generated']})"
+        on = f"{amount(parity['images'], 'image')} of noise ({parity['generated']})"
     lines.append(f"compared with the run on {on}:")
     for name, found in parity.items():
         match found:
@@ -61,7 +61,8 @@ def exported(facts: dict[str, Any]) -> str:
             case {"run": float(ours), "exported": theirs}:
                 lines.append(f"  {name}: {ours:.6f}, exported {theirs:.6f}")
     if "classes" in said:
-        lines.append(f"  pred_label: another one for {parity['images_relabelled']} images")
+        relabelled = amount(parity["images_relabelled"], "image")
+        lines.append(f"  pred_label: another one for {relabelled}")
         return "\n".join([*lines, f"classes: {said['classes']}"])
     missing = "none: run `kdad score` first, with the same words, to have one in the file"
     return "\n".join([*lines, f"threshold: {said.get('threshold', missing)}"])
@@ -76,6 +77,6 @@ def summary(packed: dict[str, Any]) -> str:
             lines.append(f"{category} {split}: {found}")
     lines += [f"skipped: {path} ({reason})" for path, reason in packed["skipped"]]
     lines += [f"not used: {folder}" for folder in packed["unused"]]
-    done = "was packed already" if packed["unchanged"] else f"{packed['shards']} shards"
-    lines.append(f"{packed['images']} images in {packed['out']} ({done})")
+    done = "was packed already" if packed["unchanged"] else amount(packed["shards"], "shard")
+    lines.append(f"{amount(packed['images'], 'image')} in {packed['out']} ({done})")
     return "\n".join(lines)

@@ -34,6 +34,7 @@ from kdad_dist.data.shard import (
 )
 from kdad_dist.errors import DataError
 from kdad_dist.files import sync_directory, write_bytes
+from kdad_dist.wording import amount
 
 SHOWN = 5
 """Files named in one message."""
@@ -177,11 +178,12 @@ def _unchanged(
         if described.get(key) != value
     ]
     if skipped and not skip_bad:
-        differences.append(f"{len(skipped)} bad files were skipped")
+        differences.append(f"{amount(len(skipped), 'bad file was', 'bad files were')} skipped")
     now, before = {record.key for record in kept}, {sample.key for sample in index.samples}
     for keys, what in ((now - before, "new"), (before - now, "gone")):
         if keys and not differences:
-            differences.append(f"{len(keys)} images are {what}, such as {min(keys)}")
+            number = amount(len(keys), "image is", "images are")
+            differences.append(f"{number} {what}, such as {min(keys)}")
     if not differences and described.get("source_sha256") != _source_now(found, plans, progress):
         differences.append("the content or the label of an image or mask has changed")
     if differences:

@@ -22,6 +22,7 @@ from kdad_dist.data.index import Index
 from kdad_dist.data.source import is_remote
 from kdad_dist.doctor.checks import NOTE, OK, PROBLEM, Finding, Request
 from kdad_dist.files import sync_directory
+from kdad_dist.wording import amount
 
 LEAST, LITTLE = 2**30, 10 * 2**30
 """Bytes that are free: below the first a run can hardly start, below the second it may not end."""
@@ -86,8 +87,8 @@ def shards(request: Request) -> Iterator[Finding]:
     place = request.config.data.shards
     index = Index.read(place)
     kind = "" if is_remote(place) else f" ({mount(Path(place)).kind})"
-    found = f"{place}{kind}: {len(index.samples)} images in {len(index.shards)} shards"
-    yield Finding("shards", OK, found)
+    images, files = amount(len(index.samples), "image"), amount(len(index.shards), "shard")
+    yield Finding("shards", OK, f"{place}{kind}: {images} in {files}")
 
 
 def disk(directory: Path) -> Finding:

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kdad_dist.metrics.curves import PRO_LIMIT
+from kdad_dist.wording import amount
 
 Point = tuple[float, float | None]
 MAX_POINTS = 400
@@ -137,7 +138,8 @@ def score_chart(
         label = f"{shortened(name)} ({len(scores)})"
         marks.append(Mark("text", {"class": f"row {kind}", "x": x.start, "y": base + 15}, label))
     told = [
-        f"{name}: {len(s)} images, median {np.median(s):.3g}, from {min(s):.3g} to {max(s):.3g}."
+        f"{name}: {amount(len(s), 'image')}, median {np.median(s):.3g}, "
+        f"from {min(s):.3g} to {max(s):.3g}."
         for name, _, s in groups
     ]
     if threshold is not None:

@@ -35,6 +35,7 @@ from kdad_dist.report.tables import (
 )
 from kdad_dist.report.text import latency
 from kdad_dist.runtime.progress import progress
+from kdad_dist.wording import amount
 
 GROUPS = {
     "miss": (
@@ -138,6 +139,7 @@ def template(name: str) -> jinja2.Template:
         "duration": duration,
         "moment": moment,
         "latency": latency,
+        "amount": amount,
     }
     return environment.get_template(name)
 

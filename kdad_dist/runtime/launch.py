@@ -191,4 +191,5 @@ def check_wrapper(student: nn.Module, world: int, mode: str) -> None:
             "each would train its own copy",
             "launch with launch/train.sh; see docs/cluster.md",
         )
-    log.info("student: %s", wrapper)
+    if shares:
+        log.info("student: %s", wrapper)

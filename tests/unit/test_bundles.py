@@ -192,7 +192,7 @@ def test_packing_twice_does_nothing_and_a_changed_pixel_or_label_is_noticed(tmp_
         pack(root, tmp_path / "out", size=0)
     data[0] = 0 if data[0] else 1
     (root / "data_batch_3.bin").write_bytes(data)
-    with pytest.raises(DataError, match="1 images are new"):
+    with pytest.raises(DataError, match="1 image is new"):
         pack(root, tmp_path / "out", size=0)
 
 
