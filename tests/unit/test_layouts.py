@@ -213,8 +213,9 @@ def test_an_ambiguous_folder_wants_to_be_told(tmp_path):
 
 
 def test_a_missing_root_and_a_file_as_root_are_refused(tmp_path):
-    with pytest.raises(DataError, match="does not exist"):
-        scan(tmp_path / "nowhere")
+    (tmp_path / "photos").mkdir()
+    with pytest.raises(DataError, match=rf"does not exist\n.*mean {tmp_path}/photos\? give"):
+        scan(tmp_path / "photo")
     (tmp_path / "file").touch()
     with pytest.raises(DataError, match="is not a folder"):
         scan(tmp_path / "file")
