@@ -177,25 +177,43 @@ def test_the_window_and_the_tiles_of_any_number_of_images_are_in_the_graph(runs,
         export_onnx.encode(traced(detector), {})
 
 
-@pytest.mark.parametrize("resize", ["squash", "shorter"])
-def test_the_example_needs_none_of_us_and_says_what_the_run_says(run, runs, exported, resize):
-    file, paths = exported / "export/detector.onnx", sorted((runs / "new").iterdir())
+def resized_otherwise(file: Path, facts: dict, copy: Path) -> Path:
+    """The same graph with other facts inside."""
+    if file.suffix == ".onnx":
+        graph = onnx.load(file)
+        onnx.helper.set_model_props(graph, facts)
+        onnx.save(graph, copy)
+    else:
+        program = torch.export.load(file)
+        torch.export.save(program, copy, extra_files={"facts.json": json.dumps(facts)})
+    return copy
+
+
+@pytest.mark.parametrize(
+    ("example", "name", "resize"),
+    [
+        ("judge.py", "detector.onnx", "squash"),
+        ("judge.py", "detector.onnx", "shorter"),
+        ("judge_pt2.py", "detector.pt2", "shorter"),
+    ],
+)
+def test_an_example_needs_none_of_us_and_says_what_the_run_says(
+    run, runs, exported, example, name, resize
+):
+    file, paths = exported / "export" / name, sorted((runs / "new").iterdir())
     if resize == "shorter":
         change(run / "data.json", resize=resize)
-        graph = onnx.load(file)
-        file = run / "detector.onnx"
-        onnx.helper.set_model_props(
-            graph, manifest(exported)[file.name]["facts"] | {"resize": resize}
-        )
-        onnx.save(graph, file)
+        facts = manifest(exported)[name]["facts"] | {"resize": resize}
+        file = resized_otherwise(file, facts, run / name)
     detector = load(run, device="cpu")
+    absent = ["onnxruntime" if file.suffix == ".pt2" else "torch", "kdad_dist", "onnx", "scipy"]
     code = (
         "import runpy, sys\n"
-        "sys.modules |= dict.fromkeys(['torch', 'kdad_dist', 'onnx', 'scipy'])  # not importable\n"
+        f"sys.modules |= dict.fromkeys({absent})  # not importable\n"
         "sys.argv = sys.argv[1:]\n"
         "runpy.run_path(sys.argv[0], run_name='__main__')\n"
     )
-    words = [REPOSITORY / "examples/judge.py", file, *paths]
+    words = [REPOSITORY / "examples" / example, file, *paths]
     command = [sys.executable, "-I", "-c", code, *map(str, words)]
     outcome = subprocess.run(command, capture_output=True, text=True)
     assert outcome.returncode == 0, outcome.stderr
