@@ -37,7 +37,7 @@ def status(
         )
     if watch:
         keep_watching(folder)
-    with progress("verifying", 1, "runs", visible=verify) as bar:
+    with progress("verifying" if verify else "reading", 1, "runs", brief=not verify) as bar:
         found = survey(folder, verify, bar.at)
     show(shown(found))
     if as_json:

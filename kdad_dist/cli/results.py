@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from kdad_dist.cli.choices import Format, Json, Overrides, Run
-from kdad_dist.cli.text import exported, say, tell
+from kdad_dist.cli.text import LOADING, exported, say, tell
 from kdad_dist.errors import UsageError
 
 
@@ -49,7 +49,10 @@ def export(
 ) -> None:
     """Write one file for other programs, compared with the run."""
     from kdad_dist.config.load import load_run
-    from kdad_dist.export.write import export as export_run
+    from kdad_dist.runtime.progress import uncounted
+
+    with uncounted(LOADING):
+        from kdad_dist.export.write import export as export_run
 
     facts = export_run(load_run(run, overrides or []), format.value, compare)
     tell(exported(facts), facts, as_json)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from kdad_dist.cli.choices import Config, Json, Mode, Overrides, Run
-from kdad_dist.cli.text import judged, say, tell
+from kdad_dist.cli.text import LOADING, judged, say, tell
 from kdad_dist.errors import UsageError
 
 
@@ -35,12 +35,14 @@ def train(
 ) -> None:
     """Train a detector, or go on where its run stopped."""
     from kdad_dist.config.load import load
+    from kdad_dist.runtime.progress import uncounted
     from kdad_dist.runtime.stopping import StopRequest
 
     checked = load(config, overrides or [])
     if dry_run:
-        from kdad_dist.train.dry_run import dry_run as foresee
-        from kdad_dist.train.dry_run import told
+        with uncounted(LOADING):
+            from kdad_dist.train.dry_run import dry_run as foresee
+            from kdad_dist.train.dry_run import told
 
         facts = foresee(checked, processes or 1, mode or Mode.DDP)
         tell(told(facts), facts, as_json)
@@ -51,7 +53,8 @@ def train(
             "processes and mode of a training are chosen by its launch: see launch/README.md",
         )
     with StopRequest(checked.directory, checked.train.max_time).heeded() as stop:
-        from kdad_dist.train.loop import train as run  # takes seconds, in which a request may come
+        with uncounted(LOADING):  # takes seconds, in which a request may come
+            from kdad_dist.train.loop import train as run
 
         run(checked, stop)
     say(f"trained: {checked.directory}\nnext: kdad score {checked.directory}")
@@ -79,6 +82,7 @@ def score(
     """Score the test split of a run's data, or new images."""
     from kdad_dist.config.load import load_run
     from kdad_dist.report.text import scored, speed
+    from kdad_dist.runtime.progress import uncounted
     from kdad_dist.runtime.stopping import StopRequest
 
     more = [] if shards is None else [f"data.shards={json.dumps(shards)}"]
@@ -87,7 +91,8 @@ def score(
         if both:
             raise UsageError("--both is of the test split", "leave it out with --images")
         with StopRequest(config.directory).heeded() as stop:
-            from kdad_dist.predict import predict
+            with uncounted(LOADING):
+                from kdad_dist.predict import predict
 
             path, facts = predict(config, images, out, stop)
         if facts:
@@ -99,8 +104,9 @@ def score(
     from kdad_dist.runtime.rundir import STATUS_FILE, metrics_file, other_data
 
     with StopRequest(config.directory).heeded() as stop:
-        from kdad_dist.score.both import best_and_last, score_both
-        from kdad_dist.score.scoring import score as score_one
+        with uncounted(LOADING):
+            from kdad_dist.score.both import best_and_last, score_both
+            from kdad_dist.score.scoring import score as score_one
 
         metrics, last = score_both(config, stop) if both else (score_one(config, stop), None)
     if metrics:

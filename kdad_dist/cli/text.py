@@ -7,6 +7,8 @@ from typing import Any
 
 from kdad_dist.wording import amount, printable
 
+LOADING = "loading torch"
+
 
 def say(text: str) -> None:
     """For a person: on stderr, once per launch."""

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from kdad_dist import __version__
 from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import KdadError
+from kdad_dist.runtime.progress import uncounted
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 HUB_PATIENCE = 2.0
@@ -64,7 +65,8 @@ def examine(request: Request, checks: Sequence[tuple[str, Check]]) -> Iterator[F
     told: dict[str, str] = {}
     for name, check in checks:
         try:
-            yield from check(request)
+            with uncounted(f"looking at {name}"):
+                yield from check(request)
         except KdadError as error:
             first = told.setdefault(error.problem, name)
             if first == name:

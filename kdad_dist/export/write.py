@@ -9,6 +9,7 @@ from kdad_dist.config.load import plain
 from kdad_dist.config.run import RunConfig
 from kdad_dist.export.made import Made
 from kdad_dist.models.weights import MANIFEST
+from kdad_dist.runtime.progress import uncounted
 
 Format = Literal["safetensors", "onnx", "torch"]
 
@@ -40,7 +41,7 @@ def export(config: RunConfig, kind: Format, compared: int = 64) -> dict[str, Any
         **made.facts,
     }
     folder = config.directory / "export"
-    with files.writing(folder):
+    with files.writing(folder), uncounted(f"writing {made.name}"):
         folder.mkdir(exist_ok=True)
         files.write_bytes(folder / made.name, made.content)
         with files.in_turn(folder / MANIFEST):

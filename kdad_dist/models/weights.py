@@ -9,7 +9,7 @@ import struct
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -187,12 +187,17 @@ def weights_hash(module: nn.Module) -> str:
     return tensors_hash(module.state_dict())
 
 
-def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of tensors: their names, and their values as float32, one after the other."""
+def tensors_hash(tensors: Mapping[str, Tensor], each: Callable[[], object] = lambda: None) -> str:
+    """SHA-256 of tensors: their names, and their values as float32, one after the other.
+
+    Args:
+        each: called after each of them.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(name.encode() + b"\0")
         digest.update(tensor.detach().to("cpu", torch.float32).flatten().numpy().data)
+        each()
     return digest.hexdigest()
 
 

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from kdad_dist import files
 from kdad_dist.report.charts import Chart, Mark
+from kdad_dist.runtime.progress import progress
 
 FIGURES = "figures"
 SCALE = 3
@@ -37,10 +38,12 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 def write_pngs(charts: Mapping[str, Chart], folder: Path) -> None:
     """One file for each chart, of its name."""
     folder.mkdir(exist_ok=True)
-    for name, chart in charts.items():
-        buffer = BytesIO()
-        drawn(chart).save(buffer, "PNG")
-        files.write_bytes(folder / f"{name}.png", buffer.getvalue())
+    with progress("drawing", len(charts), "figures", brief=True) as bar:
+        for name, chart in charts.items():
+            buffer = BytesIO()
+            drawn(chart).save(buffer, "PNG")
+            files.write_bytes(folder / f"{name}.png", buffer.getvalue())
+            bar.advance()
 
 
 def drawn(chart: Chart) -> Image.Image:

@@ -1,11 +1,14 @@
 """What a checkpoint belongs to, though it does not hold it: known by hash, compared when loaded."""
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from kdad_dist.errors import DataError
 from kdad_dist.methods.base import Method
-from kdad_dist.models.weights import tensors_hash, weights_hash
-from kdad_dist.runtime.together import gathered, shared
+from kdad_dist.models.weights import tensors_hash
+from kdad_dist.runtime.progress import progress
+from kdad_dist.runtime.together import gathered, rank_here, shared
 
 SOURCES = {
     "data": "the content of data.shards",
@@ -21,7 +24,7 @@ def frozen_weights(method: Method) -> dict[str, str]:
     """
     hashes = frozen_tensors(method.student, method.derived)
     if method.teacher is not None:
-        hashes["teacher"] = weights_hash(method.teacher)
+        hashes["teacher"] = shown_hash(method.teacher.state_dict(), "the teacher")
     return hashes
 
 
@@ -32,7 +35,14 @@ def frozen_tensors(student: nn.Module, derived: frozenset[str] = frozenset()) ->
         for name, parameter in student.named_parameters()
         if not parameter.requires_grad and name not in derived
     }
-    return {"base": tensors_hash(base)} if base else {}
+    return {"base": shown_hash(base, "frozen weights")} if base else {}
+
+
+def shown_hash(tensors: Mapping[str, Tensor], what: str) -> str:
+    """The hash of tensors; it is shown how far that is, where it takes long."""
+    title, shown = f"hashing {what}", rank_here() == 0
+    with progress(title, len(tensors), "tensors", visible=shown, brief=True) as bar:
+        return tensors_hash(tensors, bar.advance)
 
 
 def refuse_others(identity: dict[str, str]) -> None:

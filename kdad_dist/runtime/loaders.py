@@ -25,7 +25,7 @@ from kdad_dist.data.stream import StreamLoader
 from kdad_dist.data.targets import TargetCache, fill_targets
 from kdad_dist.errors import ConfigError, DataError
 from kdad_dist.methods.base import Method
-from kdad_dist.models.weights import weights_hash
+from kdad_dist.runtime.identity import shown_hash
 from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.session import Session
 from kdad_dist.types import Features, Poll
@@ -215,7 +215,8 @@ def cached_targets(
         with here.autocast():
             return method.targets(to_float(pixels.read(rows), here.device))
 
-    parts = [pixels_name, weights_hash(method.teacher), repr(config.method), config.train.precision]
+    teacher = shown_hash(method.teacher.state_dict(), "the teacher")
+    parts = [pixels_name, teacher, repr(config.method), config.train.precision]
     name = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
     with counting("teacher's features", len(pixels), poll) as count:
         return fill_targets(

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from threading import Lock
+from threading import Lock, Timer
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -116,6 +116,22 @@ def progress(
     finally:
         bar.stop()
         ONE.release()
+
+
+@contextmanager
+def uncounted(work: str) -> Iterator[None]:
+    """Says what is under way once it takes long: of this, nobody knows how far it is."""
+    said = Timer(
+        PATIENCE if draws() else SECONDS_BETWEEN_LINES,
+        log.info,
+        ["%s, which takes a while", on_one_line(work)],
+    )
+    said.daemon = True  # Ctrl-C waits for nobody
+    said.start()
+    try:
+        yield
+    finally:
+        said.cancel()
 
 
 def columns(width: int, unit: str) -> list[ProgressColumn]:

@@ -74,6 +74,7 @@ class Recorder:
         try:
             with self.status.outcome(), progress(title, self.steps, "steps", done, visible) as bar:
                 self._bar = bar
+                self.beside("the first step")
                 yield
         finally:
             self.tracker.close()
@@ -95,6 +96,10 @@ class Recorder:
         if done - self._first in (COLD, WARM):
             self._tell(done, norm)
         self._bar.advance(note=self._note)
+
+    def beside(self, text: str) -> None:
+        """Shows what is done between two steps, beside the bar that stands still meanwhile."""
+        self._bar.advance(0, note=text)
 
     def _write(self, done: int, losses: dict[str, float], norm: float, lr: float) -> None:
         now, seen = time.monotonic(), self.loader.samples_seen(done)
@@ -143,6 +148,7 @@ class Recorder:
         )
 
     def validation(self, done: int, loss: float) -> None:
+        self.beside(self._note)
         self.tracker.write({"step": done, "epoch": self._epoch(done), "val_loss": loss})
 
     @contextmanager
@@ -150,7 +156,9 @@ class Recorder:
         """Writes how long the training stood still for a checkpoint."""
         start = time.monotonic()
         self.tracker.flush()
+        self.beside(f"saving step {done}")
         yield
+        self.beside(self._note)
         seconds = round(time.monotonic() - start, 4)
         self.tracker.write({"step": done, "epoch": self._epoch(done), "save_seconds": seconds})
 

@@ -16,6 +16,7 @@ from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.classifiers import choose_sources, make_method
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.manifest import read_manifest, verify
+from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import rank_here, shared
@@ -45,7 +46,8 @@ def restore(config: RunConfig) -> Trained:
     """
     shared(lambda: refuse_another_reading(config))
     sources = choose_sources(config, trains=False)
-    method = shared(lambda: make_method(config, sources, trains=False))
+    with uncounted("building the networks"):
+        method = shared(lambda: make_method(config, sources, trains=False))
     finder = CheckpointManager(config.directory / "checkpoints", Rotation(1), identity={})
     path, rule = choose(finder, config.score.checkpoint)
     # The student may score other data than it was trained on, but only with its own base, and

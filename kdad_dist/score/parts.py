@@ -35,9 +35,9 @@ from kdad_dist.data.index import Sample
 from kdad_dist.errors import DataError
 from kdad_dist.metrics.agreement import Agreement
 from kdad_dist.metrics.evaluation import Evaluation
-from kdad_dist.models.weights import weights_hash
 from kdad_dist.provenance import Timing
 from kdad_dist.runtime import environment
+from kdad_dist.runtime.identity import shown_hash
 from kdad_dist.runtime.restore import Trained
 
 log = logging.getLogger(__name__)
@@ -189,13 +189,14 @@ def work_of(
         others: networks that the trained one is compared with.
     """
     values, device = plain(config), next(trained.method.parameters()).device
+    networks = [network.state_dict() for network in (trained.method, *others)]
     cuda = device.type == "cuda"
     return {
         "version of the parts": VERSION,
         "program": [__version__, environment.commit(), torch.__version__],
         "device": torch.cuda.get_device_name() if cuda else torch.backends.cpu.get_cpu_capability(),
         "data": [fingerprint, *(values["data"][name] for name in CHOICE)],
-        "checkpoint": [trained.step, *map(weights_hash, (trained.method, *others))],
+        "checkpoint": [trained.step, *(shown_hash(net, "weights") for net in networks)],
         "seed": config.seed,
         "method": values["method"],
         "score": values["score"],

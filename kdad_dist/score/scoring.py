@@ -22,7 +22,7 @@ from kdad_dist.provenance import provenance
 from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
-from kdad_dist.runtime.progress import progress
+from kdad_dist.runtime.progress import progress, uncounted
 from kdad_dist.runtime.restore import restore, save_standard
 from kdad_dist.runtime.rundir import metrics_file, scores_folder
 from kdad_dist.runtime.session import Session
@@ -258,7 +258,8 @@ def concluded(
 ) -> Results:
     """What all parts add up to; writes the table of scores and the examples."""
     if not scorer.config.tells_classes:
-        found = results(scorer.config, partial, parts)
+        with uncounted("computing the figures"):
+            found = results(scorer.config, partial, parts)
         examples(scorer, units, found.tested, partial, stop, here)
         return found
     samples = {sample.key: sample for unit in units for sample in unit.samples}

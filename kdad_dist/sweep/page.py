@@ -16,6 +16,7 @@ from kdad_dist.report.overlay import Compared, figures_chart, overlaid
 from kdad_dist.report.page import template
 from kdad_dist.report.png import FIGURES, write_pngs
 from kdad_dist.report.tables import DASH, curve
+from kdad_dist.runtime.progress import uncounted
 from kdad_dist.sweep.jobs import SCORED, Sweep
 from kdad_dist.sweep.published import METRICS
 from kdad_dist.sweep.table import write_table
@@ -46,8 +47,9 @@ def write_page(sweep: Sweep, latex: bool = False, png: bool = False) -> Table:
     Raises:
         DataError: the directory cannot be written.
     """
-    found = write_table(sweep)
-    charts = drawings(sweep, found)
+    with uncounted(f"reading {len(sweep.jobs)} runs"):
+        found = write_table(sweep)
+        charts = drawings(sweep, found)
     page = template("sweep.html.j2").render(
         version=__version__,
         sweep=sweep,

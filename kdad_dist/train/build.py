@@ -23,6 +23,7 @@ from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.identity import frozen_weights, refuse_others
 from kdad_dist.runtime.loaders import first_images, open_loaders
 from kdad_dist.runtime.modes import refuse_mode
+from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.restore import start_from
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest
@@ -128,7 +129,8 @@ def assemble(
     method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]
     loaders = open_loaders(config, index, method, here, poll)
     if method.wants_images:
-        method.prepare(first_images(config, index, method, here.device))
+        with uncounted(f"preparing the method on {method.wants_images} images"):
+            method.prepare(first_images(config, index, method, here.device))
     return index, method, identity, *loaders
 
 
@@ -139,7 +141,8 @@ def make(config: RunConfig, sources: Sources, fresh: bool) -> tuple[Index, Metho
     index = Index.read(config.data.shards)
     if config.tells_classes:
         check_classes(list(index.samples), config.data.classes, index.root, index.layout)
-    method = make_method(config, sources, trains=True)
+    with uncounted("building the networks"):
+        method = make_method(config, sources, trains=True)
     if fresh and config.train.init_from:
         source = Path(config.train.init_from)
         if source.is_dir():

@@ -30,6 +30,7 @@ from kdad_dist.runtime.classifiers import choose_sources
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.loaders import choose, indexed_plan, read_as, stream_plan
 from kdad_dist.runtime.modes import refuse_mode
+from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.rundir import refuse_changes
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.tracker import check_trackers
@@ -60,6 +61,9 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
     step = 0 if saved is None else step_of(saved, index, method)
     steps, batches = batches_of(config, train, world)
     pixels = pixel_bytes(config, len(train) + len(held_out))
+    with uncounted("adding up memory and arithmetic"):
+        bytes_held = held(config, method, mode, world, batches, pixels)
+        arithmetic = operations(method, config.data.network_size)
     return {
         "name": config.name,
         "processes": world,
@@ -78,12 +82,12 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
         "steps": steps,
         "batches": batches,
         "learning_rate": rates(config, steps),
-        "memory": held(config, method, mode, world, batches, pixels),
+        "memory": bytes_held,
         "checkpoint": {
             "bytes": checkpoint_bytes(config, method),
             "kept": config.checkpoint.keep,
         },
-        "operations_per_image": operations(method, config.data.network_size),
+        "operations_per_image": arithmetic,
         "notes": list(notes(config, len(train), batches, world)),
     }
 

@@ -141,7 +141,7 @@ def steps_left(run: Run) -> Iterator[tuple[int, list[Micro]]]:
 
 def validation(run: Run, record: Recorder, done: int) -> dict[str, float]:
     """Measures the loss on the held-out images; {} if the processes were asked to stop."""
-    loss = validate(run, cast(Loader, run.validation), done)
+    loss = validate(run, record, cast(Loader, run.validation), done)
     if loss is None:
         return {}
     record.validation(done, loss)
@@ -149,7 +149,7 @@ def validation(run: Run, record: Recorder, done: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def validate(run: Run, loader: Loader, done: int) -> float | None:
+def validate(run: Run, record: Recorder, loader: Loader, done: int) -> float | None:
     """The mean loss on the held-out normal images; None: all processes left it, asked to stop.
 
     There are as many forwards on every process, for in some modes a forward is collective.
@@ -161,6 +161,7 @@ def validate(run: Run, loader: Loader, done: int) -> float | None:
     stop = False
     for number, micros in enumerate(loader.steps(0, loader.steps_per_epoch), 1):
         run.session.at(done, f"batch {number} of the validation after step {done}")
+        record.beside(f"held-out batch {number} of {loader.steps_per_epoch}")
         for micro in micros:
             with run.session.autocast():
                 loss = run.method(micro.batch)["loss"]

@@ -3,13 +3,18 @@
 import io
 import logging
 import sys
+import threading
+from queue import Queue
 
 import pytest
+import torch
 from rich.console import Console
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from kdad_dist.models.weights import tensors_hash
 from kdad_dist.runtime import progress
+from kdad_dist.runtime.identity import shown_hash
 from kdad_dist.runtime.progress import Progress, columns, log_to_stderr
 
 NAME = "stfpm-magnetic_tile-with-a-long-name-of-its-own"
@@ -96,6 +101,29 @@ def test_where_nothing_can_be_drawn_over_there_are_lines(monkeypatch, terminal, 
     with progress.progress("hashing", 3, "files") as bar:
         bar.advance()
     assert screen.getvalue() == ""
+
+
+def test_large_weights_are_seen_to_be_hashed(monkeypatch, terminal):
+    monkeypatch.setattr(progress, "PATIENCE", -1.0)
+    tensors = {"a": torch.ones(3), "b": torch.zeros(2, 2)}
+    assert shown_hash(tensors, "the teacher") == tensors_hash(tensors)
+    assert "hashing the teac  2/2 tensors" in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("draws", "limit"), [(True, "PATIENCE"), (False, "SECONDS_BETWEEN_LINES")])
+def test_what_cannot_be_counted_is_named_once_it_takes_long(monkeypatch, terminal, draws, limit):
+    said: Queue[str] = Queue()
+    monkeypatch.setattr(progress.log, "info", lambda text, *words: said.put(text % words))
+    monkeypatch.setattr(progress, "draws", lambda: draws)
+    with progress.uncounted("tracing"):
+        timers = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
+        [waiting] = [timer for timer in timers if "tracing" in timer.args]
+        assert waiting.interval == getattr(progress, limit)
+    waiting.join(60)
+    assert not waiting.is_alive() and said.empty()
+    monkeypatch.setattr(progress, limit, 0)
+    with progress.uncounted("tracing"):
+        assert said.get(timeout=60) == "tracing, which takes a while"
 
 
 @pytest.mark.parametrize("draws", [True, False])

@@ -11,7 +11,7 @@ import torch
 
 from kdad_dist.config.data import DataConfig
 from kdad_dist.config.run import OptimConfig, RunConfig, TrainConfig
-from kdad_dist.runtime import flops, recorder, session
+from kdad_dist.runtime import flops, progress, recorder, session
 from kdad_dist.runtime.checkpoint import TrainState
 from kdad_dist.runtime.recorder import Recorder
 
@@ -89,6 +89,24 @@ def test_a_checkpoint_leaves_a_line_with_the_time_that_training_stood_still(tmp_
         with record.saving(14):
             clock.now += 1.25
     assert lines(tmp_path)[-1] == {"step": 14, "epoch": 2.0, "save_seconds": 1.25}
+
+
+def test_what_is_done_between_two_steps_stands_beside_the_bar(tmp_path, clock, caplog):
+    caplog.set_level(logging.INFO, "kdad_dist")
+    with recording(tmp_path) as record:
+        go(record, clock, 1, 14)
+        clock.now += progress.SECONDS_BETWEEN_LINES
+        record.beside("held-out batch 2 of 5")
+        record.validation(14, 0.5)
+        clock.now += progress.SECONDS_BETWEEN_LINES + 1
+        with record.saving(14):
+            clock.now += progress.SECONDS_BETWEEN_LINES + 1
+    told = [r.getMessage() for r in caplog.records if r.name == progress.__name__]
+    assert [line.rpartition("left  ")[2] for line in told] == [
+        "held-out batch 2 of 5",
+        "saving step 14",
+        "loss 0.5  20.0 images/s",
+    ]
 
 
 def test_a_checkpoint_that_failed_leaves_no_line(tmp_path, clock):
