@@ -57,6 +57,7 @@ def make(config: RunConfig, kind: Format, compared: int) -> Made:
         from kdad_dist.export.weights import weights
 
         return weights(config)
-    from kdad_dist.export.graph import graph_file  # torch.export takes seconds to import
+    with uncounted("loading torch.export"):
+        from kdad_dist.export.graph import graph_file
 
     return graph_file(config, kind, compared)
