@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import yaml
 
 from tests.helpers import make_mvtec
-from tests.launcher import forks, free_port
+from tests.launcher import forks, free_port, wait_for
 from tests.needs import REPOSITORY
 
 MODES = {
@@ -40,6 +41,9 @@ MODES = {
     },
 }
 """What `accelerate launch` puts into the environment for the files below launch/accelerate."""
+
+GRACE = 30.0
+"""Seconds that launchers give those whom a process that failed has left, before they kill them."""
 
 
 @dataclass
@@ -85,19 +89,25 @@ class Launched:
         for rank in self.ranks:
             rank.start()
 
-    def kill(self, number: int = signal.SIGKILL) -> None:
-        for rank in self.ranks:
-            if rank.is_alive() and rank.pid:
-                os.kill(rank.pid, number)
+    def kill(self, number: int = signal.SIGKILL, *, only: int | None = None) -> None:
+        """Sends a signal to all ranks that live, or to one of them."""
+        for rank in self.ranks if only is None else [self.ranks[only]]:
+            with suppress(ProcessLookupError):  # it has just ended
+                if rank.is_alive() and rank.pid:
+                    os.kill(rank.pid, number)
 
-    def wait(self, timeout: float = 180) -> Outcome:
-        """The outcome; as a launcher does, ends the other ranks when one has failed."""
+    def wait(self, timeout: float = 300, grace: float = GRACE) -> Outcome:
+        """The outcome; as a launcher does, ends the other ranks when one has failed.
+
+        Args:
+            grace: seconds that the others have to end by themselves.
+        """
         deadline = time.monotonic() + timeout
+        end = deadline
         while any(rank.is_alive() for rank in self.ranks):
-            failed = any(rank.exitcode not in (None, 0, 75) for rank in self.ranks)
-            if failed:
-                time.sleep(0.5)
-            if failed or time.monotonic() > deadline:
+            if any(rank.exitcode not in (None, 0, 75) for rank in self.ranks):
+                end = min(end, time.monotonic() + grace)
+            if time.monotonic() > end:
                 self.kill()
             time.sleep(0.02)
         files = sorted(Path(self.folder.name).glob("rank_*"))
@@ -109,7 +119,7 @@ class Launched:
 def kdad(
     *words: object,
     processes: int = 1,
-    timeout: float = 180,
+    timeout: float = 300,
     first: Callable[[], None] | None = None,
     mode: str = "ddp",
 ) -> Outcome:
@@ -151,11 +161,18 @@ def weights(run: Path) -> bytes:
     return exported(run).read_bytes()
 
 
-def until(launched: Launched, condition: Callable[[], bool]) -> None:
+def until(launched: Launched, condition: Callable[[], bool], timeout: float = 300) -> None:
     """Waits for something that all ranks live to see."""
-    while not condition():
+
+    def seen() -> bool:
         assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
-        time.sleep(0.02)
+        return condition()
+
+    try:
+        wait_for(seen, timeout)
+    except AssertionError:
+        launched.kill()
+        raise
 
 
 def as_nobody() -> None:

@@ -1,14 +1,18 @@
 """Real processes for tests: one per rank, started together, none left behind."""
 
+import functools
+import itertools
 import multiprocessing
 import os
+import secrets
 import signal
 import socket
 import subprocess
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
@@ -19,10 +23,31 @@ import torch
 import torch.distributed as dist
 
 
+def wait_for(
+    condition: Callable[[], object], timeout: float = 120, why: Callable[[], str] = lambda: ""
+) -> None:
+    """Returns when it holds; AssertionError where that takes longer than so many seconds."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {timeout} s: {why()}"
+        time.sleep(0.02)
+
+
 def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+    """A port that nothing listens on, and that nobody else is given before somebody does."""
+    for port in _ports():
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("", port))
+            return port
+    raise AssertionError("a port that is free can be found for ever")
+
+
+@functools.cache
+def _ports() -> Iterator[int]:
+    """Ports below those that systems hand out unasked; each worker of pytest has its own."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    first, start = 20_000 + 1000 * (worker % 9), secrets.randbelow(1000)
+    return itertools.cycle(first + (start + i) % 1000 for i in range(1000))
 
 
 PRELOAD = [
@@ -47,7 +72,7 @@ def start(function: Callable[..., Any], *arguments: Any) -> BaseProcess:
 
 
 def run_ranks(
-    function: Callable[..., Any], processes: int, *arguments: Any, timeout: float = 60
+    function: Callable[..., Any], processes: int, *arguments: Any, timeout: float = 180
 ) -> list[Any]:
     """What `function(*arguments)` returns on each rank of a gloo group, by rank.
 
@@ -105,7 +130,7 @@ def _rank(
 def run_command(
     command: Sequence[str],
     processes: int = 1,
-    timeout: float = 120,
+    timeout: float = 300,
     environment: dict[str, str] | None = None,
     cwd: Path | None = None,
 ) -> list[subprocess.CompletedProcess[str]]:

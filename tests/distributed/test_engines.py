@@ -2,9 +2,6 @@
 
 import itertools
 import json
-import os
-import signal
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -144,11 +141,9 @@ def test_saving_in_the_background_changes_nothing_and_survives_being_killed(trai
     words = trainings.words("stfpm", run, more)
     for launch in (("ddp", 2), ("fsdp2", 2)):
         launched = Launched(words, launch[1], mode=launch[0])
-        deadline = time.monotonic() + 60
         before = set(run.glob("checkpoints/step_*"))
-        while not set(run.glob("checkpoints/step_*")) - before and time.monotonic() < deadline:
-            time.sleep(0.01)
-        os.kill(launched.ranks[1].pid or 0, signal.SIGKILL)
+        wait_for(lambda before=before: set(run.glob("checkpoints/step_*")) - before)
+        launched.kill(only=1)
         launched.wait()
     succeeds(*words, processes=2)
     assert apart(run, trainings.undisturbed("stfpm"), 24) < 1e-5

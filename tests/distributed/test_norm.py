@@ -158,7 +158,7 @@ def scores_without_meeting() -> Tensor:
 
 
 def test_eval_mode_talks_to_nobody():
-    run_ranks(scores_without_meeting, 2, timeout=20)
+    run_ranks(scores_without_meeting, 2)
 
 
 def conv_net() -> nn.Module:

@@ -5,10 +5,12 @@ import json
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +20,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from tests.helpers import header_of_png, make_mvtec, save_image, square_mask, texture
-from tests.kdad import Launched, Outcome, as_nobody, kdad, limit_files, succeeds
+from tests.kdad import Launched, Outcome, as_nobody, kdad, limit_files, succeeds, until
 
 pytestmark = pytest.mark.launch
 
@@ -112,7 +114,7 @@ def test_a_bad_file_stops_a_pack_by_name(tmp_path, case):
     damage, said = BAD_FOLDERS[case]
     root, out = make_mvtec(tmp_path / "in"), tmp_path / "out"
     damage(root)
-    refused(kdad("pack", root, out, "--size", 32, timeout=60), *said)
+    refused(kdad("pack", root, out, "--size", 32), *said)
     assert not (out / "index.json").exists()
     assert not list(tmp_path.rglob("*.tmp"))
 
@@ -532,11 +534,9 @@ def test_a_damaged_file_of_a_run_is_named(run, config, tmp_path, name, verb):
 
 
 def interrupt(launched: Launched, once: Callable[[], bool]) -> Outcome:
-    while not once():
-        assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
-        time.sleep(0.01)
+    until(launched, once)
     launched.kill(signal.SIGINT)
-    return launched.wait(60)
+    return launched.wait()
 
 
 def interrupted(outcome: Outcome) -> None:
@@ -570,29 +570,51 @@ def test_an_interrupted_training_saves_and_goes_on(config, tmp_path, processes):
     assert f"going on from step {status['step']} of" in outcome.text
 
 
+def say_what_is_heard() -> None:
+    """Has each process leave a file when it has heard of a Ctrl-C."""
+    from kdad_dist.runtime.stopping import StopRequest
+
+    [run] = [word.removeprefix("output=") for word in sys.argv if word.startswith("output=")]
+    note = StopRequest._note
+
+    def note_and_say(self: StopRequest, number: int, frame: Any) -> None:
+        note(self, number, frame)
+        Path(f"{run}.heard{os.environ.get('RANK', 0)}").touch()
+
+    StopRequest._note = note_and_say
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_a_second_ctrl_c_ends_a_training_at_once(config, tmp_path, processes):
     out = tmp_path / "out"
-    words = ["train", config, f"output={out}", "checkpoint.every_steps=2", "train.steps=5000"]
+    words = ["train", config, f"output={out}", "checkpoint.every_steps=2", "train.steps=90000"]
     # The processes would agree on the first one only after many thousand steps.
-    launched = Launched([*words, "train.check_every=100000"], processes)
-
-    def asked() -> bool:
-        if list(out.glob("checkpoints/step_*")):
-            launched.kill(signal.SIGINT)
-            time.sleep(0.3)
-            return True
-        return False
-
-    interrupted(interrupt(launched, asked))
+    launched = Launched([*words, "train.check_every=100000"], processes, say_what_is_heard)
+    until(launched, lambda: bool(list(out.glob("checkpoints/step_*"))))
+    launched.kill(signal.SIGINT)
+    heard = [tmp_path / f"out.heard{rank}" for rank in range(processes)]
+    interrupted(interrupt(launched, lambda: all(file.exists() for file in heard)))
     status = json.loads((out / "status.json").read_text())
     assert (status["state"], status["reason"]) == ("preempted", "interrupted")
+
+
+def score_forever() -> None:
+    from kdad_dist.score import unit
+
+    def forever(*_: object) -> None:
+        with Path(f"{sys.argv[2]}.begun").open("a") as file:
+            file.write(".")
+        time.sleep(300)  # Ctrl-C ends it
+
+    unit.judge = forever
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_interrupted_scoring_leaves_what_was_there(run, tmp_path, processes):
     copy = shutil.copytree(run, tmp_path / "run")
     before = contents(copy)
-    launched = Launched(["score", copy], processes)
-    interrupted(interrupt(launched, (copy / "scores.partial").exists))
+    launched, begun = Launched(["score", copy], processes, score_forever), tmp_path / "run.begun"
+    all_begun = lambda: begun.exists() and begun.stat().st_size == processes  # noqa: E731
+    interrupted(interrupt(launched, all_begun))
+    assert (copy / "scores.partial").exists()
     assert results(copy) == before

@@ -297,7 +297,7 @@ def test_the_notebook_runs_on_a_run_and_stores_nothing(runs, tmp_path, monkeypat
         monkeypatch.setenv(name, str(tmp_path / name))
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY))
     nbclient.NotebookClient(
-        notebook, timeout=120, resources={"metadata": {"path": tmp_path}}
+        notebook, timeout=600, resources={"metadata": {"path": tmp_path}}
     ).execute()
     told = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     [said] = [output["text"] for output in told if output.get("name") == "stdout"]

@@ -44,7 +44,7 @@ def launch(*words: object, **variables: str) -> subprocess.CompletedProcess[str]
         env={**environment, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **variables},
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         cwd=REPOSITORY,
     )
 

@@ -1,11 +1,9 @@
 """What goes wrong on one process alone: it is said once, others follow, nothing half-done stays."""
 
 import json
-import os
 import shutil
 import signal
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -100,16 +98,31 @@ def test_a_damaged_image_of_one_process_ends_training_by_name(config, tmp_path):
     assert key in status["reason"]
 
 
+def say_who_is_seen() -> None:
+    """Has each process leave a file when it knows of all others."""
+    from kdad_dist.runtime.watch import Watch
+
+    [run] = [word.removeprefix("output=") for word in sys.argv if word.startswith("output=")]
+    look = Watch._look
+
+    def look_and_say(self: Watch) -> None:
+        look(self)
+        if len(self.signs) == self.world:
+            Path(f"{run}.seen{self.rank}").touch()
+
+    Watch._look = look_and_say
+
+
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
 def test_a_process_that_hangs_or_dies_is_named(config, tmp_path, number):
     run = tmp_path / "run"
     more = ["train.steps=100000", "train.timeout_minutes=0.15", "train.validate_every=100000"]
-    launched = Launched(["train", config, f"output={run}", *more], 2)
-    until(launched, lambda: (run / "metrics.jsonl").is_file())
-    time.sleep(2)  # for them to have seen each other
-    os.kill(launched.ranks[1].pid, number)
-    launched.ranks[0].join(60)
-    outcome = launched.wait()  # which, as launchers do, kills whom a failed process leaves
+    launched = Launched(["train", config, f"output={run}", *more], 2, say_who_is_seen)
+    log, seen = run / "metrics.jsonl", [tmp_path / f"run.seen{rank}" for rank in range(2)]
+    until(launched, lambda: log.is_file() and all(file.exists() for file in seen))
+    launched.kill(number, only=1)
+    launched.ranks[0].join(120)
+    outcome = launched.wait(grace=0)  # as launchers do, it kills whom a failed process leaves
     assert outcome.codes[0] == 1, outcome.text
     assert "Traceback" not in outcome.text
     assert f"process 1 of 2 (pid {launched.ranks[1].pid} on " in outcome.text

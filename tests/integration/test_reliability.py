@@ -1,16 +1,16 @@
 """The corners of what `make soak` does at length: kills, flipped bits, full disks, odd numbers."""
 
 import json
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kdad_dist.runtime.manifest import verify
+from tests.disks import mounted, resize
 from tests.helpers import make_mvtec
 from tests.kdad import configured, kdad, lines, succeeds
+from tests.launcher import wait_for
 from tests.soak import campaigns
 from tests.soak.campaigns import CONFIG, PROCESSES, same_training
 
@@ -45,8 +45,8 @@ def test_processes_whose_launcher_is_killed_save_and_stop_in_order(config, tmp_p
     words += ["checkpoint.every_steps=null", "checkpoint.asynchronous=true"]
 
     def trains() -> None:
-        while not (run / "metrics.jsonl").exists() or not lines(run):
-            time.sleep(0.05)
+        log = run / "metrics.jsonl"
+        wait_for(lambda: log.exists() and campaigns.taken(log))
 
     campaigns.kill_launcher(words, trains)
     status = json.loads((run / "status.json").read_text())
@@ -62,15 +62,8 @@ def test_twenty_flips_and_five_truncations_are_all_told(config, undisturbed):
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MB, where this machine lets us mount one."""
-    if subprocess.run(mount(tmp_path, "size=6m"), capture_output=True).returncode:
-        pytest.skip("mounting a small file system is not allowed here")
-    yield tmp_path
-    subprocess.run(["umount", str(tmp_path)], check=True)
-
-
-def mount(place: Path, options: str) -> list[str]:
-    return ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)]
+    with mounted(tmp_path, "6m"):
+        yield tmp_path
 
 
 @pytest.mark.parametrize("asynchronous", ["false", "true"])
@@ -88,7 +81,7 @@ def test_a_disk_that_fills_stops_a_training_which_goes_on_when_it_has_room(
     assert kept
     for path in kept:
         verify(path)
-    subprocess.run(mount(small_disk, "remount,size=60m"), check=True)
+    resize(small_disk, "60m")
     outcome = succeeds(*words, processes=PROCESSES)
     assert f"going on from step {max(kept).name[-3:].lstrip('0')} of {STEPS}" in outcome.text
     same_training(run, undisturbed)

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,10 @@ from kdad_dist.methods import build_method
 from kdad_dist.predict import find_images
 from kdad_dist.report.page import write_report
 from kdad_dist.runtime.restore import restore
+from kdad_dist.runtime.stopping import LOOK_EVERY
 from tests.helpers import make_mvtec, save_image, texture
 from tests.kdad import Launched, kdad, succeeds, until
+from tests.launcher import wait_for
 
 pytestmark = pytest.mark.launch
 
@@ -222,27 +225,31 @@ def test_a_student_is_not_read_as_another_one(folder, tmp_path, network, overrid
         assert "was trained otherwise" in outcome.text
 
 
-def slowly() -> None:
-    """Lets a unit take half a second, and counts in the run how many have begun."""
+def until_asked(units: int) -> None:
+    """Counts in the run how many units have begun; after so many, has them last until a file says
+    that somebody asked to stop, and a little longer.
+    """
     from kdad_dist import detector
     from kdad_dist.score import unit
 
-    judge = detector.judge
+    judge, run = detector.judge, Path(sys.argv[2])
 
     def slow(*arguments):
-        with Path(sys.argv[2], "began").open("a") as file:
+        with (run / "began").open("a") as file:
             file.write(".")
-        time.sleep(0.5)
+        if began(run, units):
+            wait_for((run / "asked").exists)
+            time.sleep(LOOK_EVERY)
         return judge(*arguments)
 
     detector.judge = unit.judge = slow  # which has been imported already
 
 
-def slowly_and_safely() -> None:
-    """As `slowly`, and keeps each unit when it is done."""
+def until_killed() -> None:
+    """Goes no further than six units, and keeps each when it is done."""
     from kdad_dist.score import scoring
 
-    slowly()
+    until_asked(7)
     scoring.SAVE_EVERY = 0.0
 
 
@@ -269,12 +276,14 @@ def test_scoring_that_is_asked_to_stop_ends_on_every_process(folder, tmp_path, w
         "new images": ["--images", folder / "images", "--out", out],
     }
     (run / "PREEMPT").touch()  # of an earlier command, and not a reason to stop
-    launched = Launched(["score", run, *words[what]], 2, first=slowly)
-    until(launched, lambda: began(run, 5 if what == "test split" else 1))
+    units = 5 if what == "test split" else 1
+    launched = Launched(["score", run, *words[what]], 2, first=partial(until_asked, units))
+    until(launched, lambda: began(run, units))
     if ask == "PREEMPT":
         (run / ask).touch()
     else:
-        os.kill(launched.ranks[1].pid, ask)  # one process is enough
+        launched.kill(ask, only=1)  # one process is enough
+    (run / "asked").touch()
     outcome = launched.wait()
     assert outcome.codes == [75, 75], outcome.text
     assert outcome.text.count("start the same command again") == 1
@@ -295,7 +304,7 @@ def test_killed_scoring_goes_on_with_the_sound_parts_of_the_same_work(folder, tm
     run = shutil.copytree(folder / "resnet", tmp_path / "run")
     partial = run / "scores.partial"
     words = [run, "score.save_maps=npy", "score.standardise=true"]
-    launched = Launched(["score", *words], 2, first=slowly_and_safely)
+    launched = Launched(["score", *words], 2, first=until_killed)
     until(launched, lambda: len(list(partial.glob("parts/[!.]*"))) >= 5)
     launched.kill()
     launched.wait()

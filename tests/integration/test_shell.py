@@ -15,8 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from kdad_dist.runtime.watch import is_gone
 from tests.helpers import make_mvtec
 from tests.kdad import Launched, succeeds, until
+from tests.launcher import wait_for
 from tests.needs import REPOSITORY
 
 WORDS = "import sys; sys.argv[0] = 'kdad'; from kdad_dist.cli.app import main; main()"
@@ -109,7 +111,7 @@ def test_a_verification_is_left_by_ctrl_c(tmp_path):
 
 
 def left_by_ctrl_c(launched: Launched) -> None:
-    outcome = launched.wait(60)
+    outcome = launched.wait()
     assert outcome.codes == [130], outcome.text
     assert "kdad: interrupted" in outcome.text and "Traceback" not in outcome.text, outcome.text
 
@@ -124,7 +126,7 @@ def write_forever() -> None:
 
     def slow(path: Path, *arguments: Any) -> None:
         path.with_name("begun").touch()
-        time.sleep(60)  # Ctrl-C ends it
+        time.sleep(300)  # Ctrl-C ends it
         write(path, *arguments)
 
     files.write_bytes = slow
@@ -166,7 +168,7 @@ def test_a_doctor_that_is_left_by_ctrl_c_leaves_no_process_behind(monkeypatch):
     below = doctor.children(recursive=True)
     os.killpg(doctor.pid, signal.SIGINT)
     left_by_ctrl_c(launched)
-    assert not any(process.is_running() for process in below)
+    wait_for(lambda: all(is_gone(process.pid) for process in below))
 
 
 def test_on_a_terminal_a_bar_is_drawn_and_the_document_alone_stands_on_stdout(tmp_path):
@@ -174,7 +176,7 @@ def test_on_a_terminal_a_bar_is_drawn_and_the_document_alone_stands_on_stdout(tm
     ours, theirs = pty.openpty()
     words = ["pack", str(root), str(tmp_path / "shards"), "--size", "32", "--json"]
     environment = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
-    done = subprocess.run(
+    process = subprocess.Popen(
         [sys.executable, "-c", WORDS, *words],
         cwd=REPOSITORY,
         env=environment | {"TERM": "xterm"},
@@ -182,8 +184,11 @@ def test_on_a_terminal_a_bar_is_drawn_and_the_document_alone_stands_on_stdout(tm
         stderr=theirs,
     )
     os.close(theirs)
-    packed = json.loads(done.stdout)
-    said = os.read(ours, 1 << 16).decode()
+    said = ""
+    with suppress(OSError):  # nobody holds the other end any more
+        while part := os.read(ours, 1 << 16):  # all along: a terminal takes only so much
+            said += part.decode(errors="replace")
     os.close(ours)
+    packed = json.loads(process.communicate()[0])
     images = packed["images"]
     assert f"packing  {images}/{images} images" in said and "\x1b[?25l" in said

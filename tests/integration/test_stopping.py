@@ -9,34 +9,44 @@ from pathlib import Path
 
 import pytest
 
+from kdad_dist.runtime.stopping import LOOK_EVERY, MARK
 from tests.integration.test_training import config as config
 from tests.kdad import Launched, lines, succeeds, until, weights
+from tests.launcher import wait_for
 
 pytestmark = pytest.mark.launch
-SLOW = 0.4
+
+
+def output() -> Path:
+    [run] = [word.removeprefix("output=") for word in sys.argv if word.startswith("output=")]
+    return Path(run)
 
 
 def said(name: str) -> Path:
-    """A file beside the run, by which a hook says how far it is."""
-    [output] = [word.removeprefix("output=") for word in sys.argv if word.startswith("output=")]
-    return Path(f"{output}.{name}")
+    """A file beside the run, by which a hook says how far it is, or is told to go on."""
+    return Path(f"{output()}.{name}")
 
 
 def read_slowly() -> None:
-    """Lets a cache fill, or a shard be read, for a good while."""
-    from kdad_dist.data import reader, stream
+    """Has a cache fill, or a shard be read, until the other process asks to stop, and longer."""
+    from kdad_dist.data import reader, stream, threads
 
     def slow(*arguments):
         with said("reading").open("a") as file:
             file.write("1")
-        time.sleep(SLOW)
+        wait_for(said("asked").exists)
+        if os.environ["RANK"] == "0":
+            wait_for((output() / MARK).exists)
+            time.sleep(LOOK_EVERY)
         return check(*arguments)
 
     check = reader.check_member
     reader.check_member = stream.check_member = slow
+    threads.cpu_count = lambda: 2  # images that are read at a time
 
 
 def validate_and_save_slowly() -> None:
+    """Has a validation last until somebody asks to stop, and the next save until they insist."""
     from kdad_dist.methods.stfpm import Stfpm
     from kdad_dist.runtime.tensors import Tensors
 
@@ -45,12 +55,13 @@ def validate_and_save_slowly() -> None:
     def slow_forward(self, batch):
         if not self.training:
             said("validating").touch()
-            time.sleep(SLOW)
+            wait_for(said("asked").exists)
         return forward(self, batch)
 
     def slow_write(self, *arguments):
-        said("saving").touch()
-        time.sleep(2 * SLOW)
+        if said("asked").exists():
+            said("saving").touch()
+            wait_for(said("signalled").exists)
         return write(self, *arguments)
 
     Stfpm.forward, Tensors.write = slow_forward, slow_write
@@ -65,7 +76,8 @@ def test_a_run_stopped_while_it_reads_its_data_leaves_nothing_half_made(
     words = ["train", config, f"output={run}", f"data.access={access}", "train.steps=3"]
     launched = Launched(words, 2, first=read_slowly)
     until(launched, reading.exists)
-    os.kill(launched.ranks[1].pid, signal.SIGTERM)  # which may wait for the other one to fill
+    launched.kill(signal.SIGTERM, only=1)  # which may wait for the other one to fill
+    (tmp_path / "run.asked").touch()
     outcome = launched.wait()
     assert reading.stat().st_size < 12, "waited for all images"
     assert outcome.codes == [75, 75], outcome.text
@@ -89,13 +101,14 @@ def test_a_validation_that_was_left_is_made_up_for_and_no_signal_disturbs_the_sa
     run = tmp_path / "b"
     launched = Launched(words["b"], 2, first=validate_and_save_slowly)
     until(launched, (tmp_path / "b.validating").exists)
-    (tmp_path / "b.saving").unlink(missing_ok=True)  # of steps before
-    os.kill(launched.ranks[1].pid, signal.SIGTERM)
+    launched.kill(signal.SIGTERM, only=1)
+    (tmp_path / "b.asked").touch()
     until(launched, (tmp_path / "b.saving").exists)
     for _ in range(3):
         for number in (signal.SIGTERM, signal.SIGUSR1):
             launched.kill(number)
-        time.sleep(SLOW / 4)
+        time.sleep(0.05)  # so that the next ones do not fall together with these
+    (tmp_path / "b.signalled").touch()
     outcome = launched.wait()
     assert outcome.codes == [75, 75], outcome.text
     status = json.loads((run / "status.json").read_text())

@@ -12,7 +12,11 @@ from typing import Any
 import psutil
 import pytest
 
+from kdad_dist.runtime.stopping import LOOK_EVERY
+from kdad_dist.runtime.watch import is_gone
+from kdad_dist.status.survey import look
 from tests.kdad import Launched, kdad, until
+from tests.launcher import wait_for
 from tests.sweeps import ODD, many
 from tests.warm import stands_in
 
@@ -71,11 +75,11 @@ def test_ctrl_c_reaches_all_processes_of_a_sweep_which_is_no_failure(config):
     children = psutil.Process(sweeper).children(recursive=True)
     time.sleep(1)  # they begin to import, or have begun to build their runs
     os.killpg(sweeper, signal.SIGINT)
-    outcome = launched.wait(60)
+    outcome = launched.wait()
     assert outcome.codes == [75], outcome.text
     assert "2 of 2 runs to go" in outcome.text
     assert "Traceback" not in outcome.text and "failed" not in outcome.text, outcome.text
-    assert not any(child.is_running() for child in children)
+    wait_for(lambda: all(is_gone(child.pid) for child in children))
     runs = json.loads((sweep / "table.json").read_text())["runs"]
     # They may have come to train before they were left.
     assert all(run["state"] in {"not started", "preempted"} for run in runs), runs
@@ -103,10 +107,13 @@ def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_a
     words += ["--variants", variants]
     launched = Launched(words, 1, warm)
     lines = sweep / "early/metrics.jsonl"
-    while not (lines.is_file() and lines.stat().st_size):
-        assert launched.ranks[0].is_alive(), launched.wait().text
-        time.sleep(0.05)
+    until(launched, lambda: lines.is_file() and lines.stat().st_size > 0)
+    training = int((look(sweep / "early", content=False).process or "").split()[1])
+    os.kill(training, signal.SIGSTOP)  # lest it ends before it is asked
     (sweep / "PREEMPT").touch()
+    until(launched, (sweep / "early/PREEMPT").exists)
+    time.sleep(LOOK_EVERY)
+    os.kill(training, signal.SIGCONT)
     stopped = launched.wait()
     assert stopped.codes == [75], stopped.text
     assert state(sweep / "early") == "preempted"

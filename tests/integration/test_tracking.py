@@ -4,14 +4,13 @@ import json
 import os
 import shutil
 import signal
-import time
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.helpers import make_mvtec
-from tests.kdad import Launched, kdad, succeeds
+from tests.kdad import Launched, kdad, succeeds, until
 
 pytestmark = pytest.mark.launch
 SECRET = "5ec2e7" * 6 + "0000"
@@ -50,17 +49,13 @@ def run(config) -> Path:
     run = config.parent / "run"
     words = ["train", config, f"output={run}"]
     killed = Launched(words, 2, with_a_key)
-    while not len(list(run.glob("checkpoints/step_*"))) > 1:
-        assert all(rank.is_alive() for rank in killed.ranks), killed.wait().text
-        time.sleep(0.01)
+    until(killed, lambda: len(list(run.glob("checkpoints/step_*"))) > 1)
     killed.kill()
     killed.wait()
     assert not (run / "wandb").exists()
     before = (run / "metrics.jsonl").stat().st_size
     stopped = Launched(words, 2, with_a_key)
-    while (run / "metrics.jsonl").stat().st_size <= before:
-        assert all(rank.is_alive() for rank in stopped.ranks), stopped.wait().text
-        time.sleep(0.01)
+    until(stopped, lambda: (run / "metrics.jsonl").stat().st_size > before)
     stopped.kill(signal.SIGTERM)
     outcome = stopped.wait()
     assert outcome.codes == [75, 75], outcome.text

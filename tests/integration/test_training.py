@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import random
 import shutil
 import signal
@@ -12,7 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.numpy import load_file
 
-from tests.kdad import Launched, configured, kdad, lines, succeeds, weights
+from tests.kdad import Launched, configured, kdad, lines, succeeds, until, weights
+from tests.launcher import wait_for
 from tests.methods import tiny
 
 pytestmark = pytest.mark.launch
@@ -70,9 +70,7 @@ def test_a_killed_run_ends_with_the_weights_of_the_undisturbed_one(config, undis
     moments = random.Random(processes)
     for _ in range(2):
         launched = Launched(["train", config, f"output={run}"], processes)
-        deadline = time.monotonic() + 60
-        while not list(run.glob("checkpoints/step_*")) and time.monotonic() < deadline:
-            time.sleep(0.01)
+        wait_for(lambda: list(run.glob("checkpoints/step_*")))
         time.sleep(moments.uniform(0, 1))
         launched.kill()
         launched.wait()
@@ -151,13 +149,11 @@ def test_a_run_asked_to_stop_saves_and_leaves_with_75(config, ask):
     run = config.parent / f"asked-{ask}"
     more = ["train.steps=100000", "checkpoint.every_steps=null", "train.validate_every=10000"]
     launched = Launched(["train", config, f"output={run}", *more], 2)
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert all(rank.is_alive() for rank in launched.ranks), launched.wait().text
-        time.sleep(0.05)
+    until(launched, lambda: (run / "metrics.jsonl").exists() and lines(run) != {})
     if ask == "PREEMPT":
         (run / "PREEMPT").touch()
     else:
-        os.kill(launched.ranks[1].pid, ask)  # one process is enough
+        launched.kill(ask, only=1)  # one process is enough
     outcome = launched.wait()
     assert outcome.codes == [75, 75], outcome.text
     status = json.loads((run / "status.json").read_text())
@@ -192,11 +188,10 @@ def test_another_configuration_in_the_same_directory_is_refused_by_key(config, u
 
 def test_two_runs_in_one_directory_are_refused(config):
     run = config.parent / "shared"
-    launched = Launched(["train", config, f"output={run}", "train.steps=2000"], 1)
-    while not (run / "status.json").exists():
-        assert launched.ranks[0].is_alive(), launched.wait().text
-        time.sleep(0.05)
-    outcome = kdad("train", config, f"output={run}", "train.steps=2000")
+    words = ["train", config, f"output={run}", "train.steps=1000000"]
+    launched = Launched(words, 1)
+    until(launched, (run / "status.json").exists)
+    outcome = kdad(*words)
     launched.kill()
     launched.wait()
     assert outcome.codes == [2]

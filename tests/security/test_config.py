@@ -123,7 +123,7 @@ def script(tools: Path, *words: object, **environment: str) -> subprocess.Comple
         env=variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
 
 

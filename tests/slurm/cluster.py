@@ -5,11 +5,11 @@ import shutil
 import socket
 import subprocess
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from tests.launcher import free_port, wait_for
 from tests.needs import require_or_skip
 
 NODES = ("n1", "n2")
@@ -30,7 +30,7 @@ class Cluster:
             env=self.environment | variables,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=120,
         )
         assert done.returncode == 0, f"{words}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
@@ -47,15 +47,6 @@ class Cluster:
         """Of an ended job: COMPLETED, FAILED, ..."""
         facts = self.run("scontrol", "show", "job", job)
         return facts.partition("JobState=")[2].split()[0]
-
-
-def wait_for(
-    condition: Callable[[], bool], timeout: float, why: Callable[[], str] = lambda: ""
-) -> None:
-    deadline = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout} s: {why()}"
-        time.sleep(0.1)
 
 
 @contextmanager
@@ -79,7 +70,7 @@ def cluster() -> Iterator[Cluster]:
         munge += [f"--key-file={folder}/munge.key", f"--pid-file={folder}/munged.pid"]
         munge += [f"--log-file={folder}/munged.log", f"--seed-file={folder}/munge.seed"]
         stack.enter_context(daemon(found, "munged", *munge))
-        wait_for((folder / "munge.sock").exists, 20)
+        wait_for((folder / "munge.sock").exists)
         stack.enter_context(daemon(found, "slurmctld", "-D", "-c"))
         for node in NODES:
             (folder / f"spool-{node}").mkdir()
@@ -92,7 +83,7 @@ def cluster() -> Iterator[Cluster]:
             except AssertionError:
                 return False
 
-        wait_for(idle, 30, lambda: (folder / "slurmctld.log").read_text()[-2000:])
+        wait_for(idle, 120, lambda: (folder / "slurmctld.log").read_text()[-2000:])
         yield found
 
 
@@ -108,7 +99,7 @@ def daemon(found: Cluster, *words: str) -> Iterator[None]:
     finally:
         process.terminate()
         try:
-            process.wait(10)
+            process.wait(30)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
@@ -116,15 +107,7 @@ def daemon(found: Cluster, *words: str) -> Iterator[None]:
 
 def cancel_all(found: Cluster) -> None:
     found.run("scancel", "--user=root")
-    wait_for(lambda: not found.run("squeue", "-h"), 30, lambda: found.run("squeue"))
-
-
-def free_ports(count: int) -> list[int]:
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    wait_for(lambda: not found.run("squeue", "-h"), 120, lambda: found.run("squeue"))
 
 
 def configure(folder: Path) -> None:
@@ -132,7 +115,7 @@ def configure(folder: Path) -> None:
     (folder / "munge.key").write_bytes(os.urandom(128))
     (folder / "munge.key").chmod(0o600)
     host = socket.gethostname().partition(".")[0]
-    control, *ports = free_ports(1 + len(NODES))
+    control, *ports = (free_port() for _ in range(1 + len(NODES)))
     lines = f"""
         ClusterName=kdad
         SlurmctldHost={host}(127.0.0.1)

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.kdad import kdad, succeeds, weights
+from tests.launcher import wait_for
 from tests.needs import REPOSITORY
-from tests.slurm.cluster import Cluster, cluster, wait_for
+from tests.slurm.cluster import Cluster, cluster
 from tests.sweeps import ODD, many
 
 pytestmark = pytest.mark.launch

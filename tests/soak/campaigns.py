@@ -29,6 +29,7 @@ from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.manifest import verify
 from kdad_dist.runtime.tensors import Tensors
 from tests.kdad import Launched, lines, weights
+from tests.launcher import wait_for
 from tests.methods import tiny
 from tests.needs import REPOSITORY
 
@@ -119,7 +120,7 @@ def kill(config: Path, run: Path, kills: int, seed: int, launchers: int, steps: 
                 for rank in range(PROCESSES):
                     if victim in ("all", f"rank {rank}"):
                         launched.ranks[rank].kill()
-                launched.wait()
+                launched.wait(grace=0.5)
             found.victims[victim] += 1
             found.moments[moment] += 1
         newest = max(run.glob("checkpoints/step_*"), default=Path("step_0"))
@@ -178,13 +179,12 @@ def kill_launcher(words: list[object], wait: Callable[[], None]) -> None:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait()
-    launcher.kill()
-    launcher.wait()
-    deadline = time.monotonic() + 120
-    while any(mark in variables(process) for process in processes()):
-        assert time.monotonic() < deadline, "what a killed launcher left behind never ends"
-        time.sleep(0.05)
+    try:
+        wait()
+    finally:
+        launcher.kill()
+        launcher.wait()
+    wait_for(lambda: not any(mark in variables(process) for process in processes()))
 
 
 def processes() -> list[int]:

@@ -16,6 +16,7 @@ from kdad_dist.data.cache import cache_root, filled_array
 from kdad_dist.data.threads import Decoder
 from kdad_dist.errors import DataError, Preempted
 from kdad_dist.types import Poll
+from tests.disks import mounted
 from tests.needs import REPOSITORY
 
 SHAPE = (64, 1024)
@@ -154,16 +155,10 @@ except DataError as error:
     assert [path.name for path in tmp_path.iterdir()] == ["a.lock"]
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system takes root")
 def test_a_small_file_system_that_is_full_is_told_with_its_remedy(tmp_path: Path):
-    mount = ["mount", "-t", "tmpfs", "-o", "size=128k", "tmpfs", str(tmp_path)]
-    if subprocess.run(mount, capture_output=True).returncode:
-        pytest.skip("this machine does not let us mount a small file system")
-    try:
-        with pytest.raises(DataError, match=r"needs 0.2 MiB in .*No space left"):
-            filled(tmp_path / "a", never)
-    finally:
-        subprocess.run(["umount", str(tmp_path)], check=True)
+    full = pytest.raises(DataError, match=r"needs 0.2 MiB in .*No space left")
+    with mounted(tmp_path, "128k"), full:
+        filled(tmp_path / "a", never)
 
 
 def test_a_folder_that_cannot_be_written_is_told_with_its_remedy(tmp_path: Path):

@@ -160,19 +160,19 @@ def test_a_key_is_found_and_never_told(home, monkeypatch, place):
 
 
 @pytest.mark.parametrize(
-    ("script", "state", "said"),
+    ("script", "patience", "state", "said"),
     [
-        ("echo 'slurm 22.05.8'", OK, "slurm 22.05.8"),
-        ("echo 'sinfo: error: no controller' >&2; exit 1", NOTE, "no controller"),
-        ("exec sleep 20", PROBLEM, "does not answer"),
+        ("echo 'slurm 22.05.8'", 60, OK, "slurm 22.05.8"),
+        ("echo 'sinfo: error: no controller' >&2; exit 1", 60, NOTE, "no controller"),
+        ("exec sleep 300", 0.5, PROBLEM, "does not answer"),
     ],
 )
-def test_slurm_is_asked_and_not_waited_for(tmp_path, monkeypatch, script, state, said):
+def test_slurm_is_asked_and_not_waited_for(tmp_path, monkeypatch, script, patience, state, said):
     (tmp_path / "sinfo").write_text(f"#!/bin/sh\n{script}\n")
     (tmp_path / "sinfo").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    monkeypatch.setattr(checks, "SLURM_PATIENCE", 0.5)
+    monkeypatch.setattr(checks, "SLURM_PATIENCE", patience)
     found = only(checks.slurm)
     assert (found.state, said in found.found) == (state, True), found
 
@@ -187,7 +187,7 @@ def test_a_hub_that_is_not_reached_is_a_note_that_names_the_way_without_it(monke
         monkeypatch.setattr(checks, "HUB_PATIENCE", 0.3)
         start = time.monotonic()
         found = only(checks.hub)
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 8  # less than any timeout of a library
     assert found.state == NOTE
     assert "download the weights that your recipe names" in (found.remedy or "")
     assert "secret" not in repr(found)

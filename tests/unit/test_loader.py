@@ -15,6 +15,7 @@ from kdad_dist.data.plan import Plan
 from kdad_dist.data.threads import Decoder, in_advance
 from kdad_dist.errors import DataError
 from tests.helpers import texture
+from tests.launcher import wait_for
 from tests.shards import make_shards
 
 CPU = torch.device("cpu")
@@ -121,9 +122,7 @@ def test_work_is_done_ahead_of_use_but_not_without_bound():
     done: list[int] = []
     results = in_advance((lambda i=i: done.append(i) for i in range(100)), 2, 1)
     next(results)
-    deadline = time.monotonic() + 5
-    while len(done) < 3 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_for(lambda: len(done) == 3)
     time.sleep(0.05)
     assert done == [0, 1, 2]
     results.close()

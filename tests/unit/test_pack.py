@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from kdad_dist.data.shard import PARTIAL
 from kdad_dist.data.writer import pack
 from kdad_dist.errors import DataError, UsageError
 from tests.helpers import header_of_png, make_mvtec, save_image, square_mask, texture
+from tests.launcher import wait_for
 from tests.needs import REPOSITORY
 
 
@@ -284,16 +284,17 @@ def test_a_killed_pack_is_taken_up_and_ends_with_the_same_bytes(tmp_path, finish
     root = make_mvtec(tmp_path / "in", train=30)
     pack(root, tmp_path / "whole", size=64, samples_per_shard=1)
     out = tmp_path / "out"
-    # Slow enough to be killed in the middle.
+    # It goes no further than to be killed in the middle.
     slow = (
         "import kdad_dist.data.shard as s, time; load = s.load_image\n"
-        "def slowly(*a): time.sleep(0.05); return load(*a)\n"
+        "def slowly(*a):\n"
+        f"    while len([*Path(sys.argv[2]).glob('*.tar')]) >= {finished_shards}: time.sleep(60)\n"
+        "    return load(*a)\n"
         "s.load_image = slowly"
     )
     process = start_pack(root, out, prepare=slow)
-    while len(list(out.glob("*.tar"))) < finished_shards:
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.002)
+    wait_for(lambda: process.poll() is not None or len([*out.glob("*.tar")]) >= finished_shards)
+    assert process.poll() is None, process.communicate()
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (out / INDEX_FILE).exists()

@@ -1,16 +1,14 @@
 import os
 import signal
-import time
 
 import pytest
 import torch
 
 from kdad_dist.errors import Preempted
+from kdad_dist.runtime import stopping
 from kdad_dist.runtime.preemption import Agreement, Verdict
 from kdad_dist.runtime.stopping import (
-    ECHO,
     LAUNCHER,
-    LOOK_EVERY,
     Stop,
     StopRequest,
     forget_requests,
@@ -62,12 +60,13 @@ def test_a_file_and_the_clock_ask_to_stop(tmp_path):
     assert f"found {tmp_path / 'PREEMPT'}" == StopRequest(tmp_path).poll()
 
 
-def test_the_disk_is_not_looked_at_every_time(tmp_path):
+def test_the_disk_is_not_looked_at_every_time(tmp_path, monkeypatch):
     stop = StopRequest(tmp_path)
+    monkeypatch.setattr(stopping, "LOOK_EVERY", 1000.0)
     assert stop.poll() is None
     (tmp_path / "PREEMPT").touch()
     assert stop.poll() is None
-    time.sleep(LOOK_EVERY)
+    stop._looked -= 1001
     assert stop.poll()
 
 
@@ -120,12 +119,13 @@ def test_a_failure_that_no_ctrl_c_caused_stays_what_it_is():
 
 def test_a_ctrl_c_that_the_launcher_passes_on_is_not_the_second_one(tmp_path, monkeypatch):
     monkeypatch.setenv(LAUNCHER, "none")
+    monkeypatch.setattr(stopping, "ECHO", 1000.0)
     stop = StopRequest(tmp_path)
     with stop.heeding_interrupts():
         for _ in range(3):
             os.kill(os.getpid(), signal.SIGINT)
         assert "SIGINT" in (stop.poll() or "")
         os.kill(os.getpid(), signal.SIGINT)
-        stop._said -= ECHO
+        stop._said -= 1001
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)

@@ -159,7 +159,7 @@ def test_a_server_that_dies_is_a_clear_error_within_seconds(tmp_path: Path):
     started = time.monotonic()
     with pytest.raises(DataError, match=r"train-\d+.tar cannot be read"):
         list(steps)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 25  # less than the timeout of a server that is silent
     assert not read_threads()
 
 

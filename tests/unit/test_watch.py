@@ -12,10 +12,10 @@ import pytest
 from torch.distributed import TCPStore
 
 from kdad_dist.runtime.watch import Sign, Watch, is_gone, verdict
-from tests.launcher import free_port, start
+from tests.launcher import free_port, start, wait_for
 
 SECONDS = 1.0
-PATIENCE = timedelta(seconds=30)
+PATIENCE = timedelta(seconds=120)
 
 
 def process(rank: int, world: int, port: int, folder: str, habits: tuple[str, ...]) -> None:
@@ -24,8 +24,10 @@ def process(rank: int, world: int, port: int, folder: str, habits: tuple[str, ..
     own = TCPStore("127.0.0.1", port, is_master=False, timeout=PATIENCE)
     watch = Watch(rank, world, own, SECONDS, Path(folder, f"stuck_{rank}").write_text)
     habit = habits[rank]
+    wait_for(lambda: len(watch.signs) == world)
+    store.set(f"saw all {rank}", "")
+    store.wait([f"saw all {other}" for other in range(world)], PATIENCE)
     watch.at(7 if habit == "behind" else 8, f"step {7 if habit == 'behind' else 8}")
-    time.sleep(5 * watch.interval)  # until all have been seen
     if habit == "stopped":
         os.kill(os.getpid(), signal.SIGSTOP)
     for beat in range(60):
@@ -43,7 +45,7 @@ def launch(folder: Path, *habits: str) -> tuple[list[int | None], dict[int, str]
     try:
         for rank, habit in zip(ranks, habits, strict=True):
             if habit != "stopped":
-                rank.join(30)
+                rank.join(120)
         codes = [rank.exitcode for rank in ranks]
     finally:
         for rank in ranks:
@@ -85,10 +87,7 @@ def test_a_verdict_names_who_never_came_and_says_when_nobody_stands_out():
 
 def test_a_process_that_has_ended_is_gone_even_before_its_parent_looks():
     child = subprocess.Popen([sys.executable, "-c", ""])
-    deadline = time.monotonic() + 30
-    while not is_gone(child.pid):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    wait_for(lambda: is_gone(child.pid))
     child.wait()
     assert is_gone(child.pid)
     assert not is_gone(os.getpid())
