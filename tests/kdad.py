@@ -8,14 +8,16 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from kdad_dist.runtime.stopping import LOOK_EVERY
+from kdad_dist.status.survey import look
 from tests.helpers import make_mvtec
 from tests.launcher import forks, free_port, wait_for
 from tests.needs import REPOSITORY
@@ -173,6 +175,19 @@ def until(launched: Launched, condition: Callable[[], bool], timeout: float = 30
     except AssertionError:
         launched.kill()
         raise
+
+
+@contextmanager
+def standing_still(run: Path) -> Iterator[None]:
+    """Keeps a training from ending before the block does; then it looks for a request at once."""
+    training = int((look(run, content=False).process or "").split()[1])
+    os.kill(training, signal.SIGSTOP)
+    try:
+        yield
+        time.sleep(LOOK_EVERY)
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(training, signal.SIGCONT)
 
 
 def as_nobody() -> None:

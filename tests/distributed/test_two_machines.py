@@ -95,7 +95,7 @@ def config(tmp_path: Path) -> Path:
         "data": {"shards": str(tmp_path / "shards"), "image_size": 32},
         "method": {"teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1]}},
         "optim": {"name": "sgd", "lr": 1.0e-3},
-        "train": {"steps": 80, "batch_size": 4, "log_every": 1, "validate_every": 1000},
+        "train": {"batch_size": 4, "log_every": 1, "validate_every": 1000},
         "checkpoint": {"every_steps": 10},
     }
     path = tmp_path / "two.yaml"
@@ -113,7 +113,8 @@ def test_a_training_on_two_machines_goes_on_alone_when_one_of_them_is_lost(
 ) -> None:
     run, undisturbed = config.parent / "lost", config.parent / "undisturbed"
     kept, lost = machines
-    processes = [machine.start(config, f"output={run}") for machine in machines]
+    words = [f"output={run}", "train.steps=100000"]
+    processes = [machine.start(config, *words) for machine in machines]
     lines = run / "metrics.jsonl"
 
     def trains() -> bool:
@@ -127,11 +128,13 @@ def test_a_training_on_two_machines_goes_on_alone_when_one_of_them_is_lost(
     assert "2 processes" in text and "process 0 of 2 lost process 1 of 2" in text, text
     assert json.loads((run / "status.json").read_text())["state"] == "failed"
 
-    alone = kept.start(config, f"output={run}", machines=1)
+    steps = f"train.steps={len(losses(run)) + 30}"
+    more = [f"output={run}", steps, "train.changed_config=accept"]
+    alone = kept.start(config, *more, machines=1)
     text, _ = alone.communicate(timeout=300)
     assert alone.returncode == 0, text
     assert "going on from step" in text
-    succeeds("train", config, f"output={undisturbed}", processes=2)
+    succeeds("train", config, f"output={undisturbed}", steps, processes=2)
     assert losses(run) == pytest.approx(losses(undisturbed), abs=1e-5)
     expected = load_file(exported(undisturbed))
     for name, values in load_file(exported(run)).items():

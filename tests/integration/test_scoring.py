@@ -236,7 +236,7 @@ def until_asked(units: int) -> None:
 
     def slow(*arguments):
         with (run / "began").open("a") as file:
-            file.write(".")
+            file.write(os.environ["RANK"])
         if began(run, units):
             wait_for((run / "asked").exists)
             time.sleep(LOOK_EVERY)
@@ -278,7 +278,8 @@ def test_scoring_that_is_asked_to_stop_ends_on_every_process(folder, tmp_path, w
     (run / "PREEMPT").touch()  # of an earlier command, and not a reason to stop
     units = 5 if what == "test split" else 1
     launched = Launched(["score", run, *words[what]], 2, first=partial(until_asked, units))
-    until(launched, lambda: began(run, units))
+    # A process that has not begun is killed by a signal, as any other program.
+    until(launched, lambda: began(run, units) and "1" in (run / "began").read_text())
     if ask == "PREEMPT":
         (run / ask).touch()
     else:

@@ -30,6 +30,11 @@ def said(name: str) -> Path:
 def read_slowly() -> None:
     """Has a cache fill, or a shard be read, until the other process asks to stop, and longer."""
     from kdad_dist.data import reader, stream, threads
+    from kdad_dist.runtime.stopping import StopRequest
+
+    def poll_and_say(self):
+        said(f"heeds{os.environ['RANK']}").touch()
+        return poll(self)
 
     def slow(*arguments):
         with said("reading").open("a") as file:
@@ -40,7 +45,8 @@ def read_slowly() -> None:
             time.sleep(LOOK_EVERY)
         return check(*arguments)
 
-    check = reader.check_member
+    poll, check = StopRequest.poll, reader.check_member
+    StopRequest.poll = poll_and_say
     reader.check_member = stream.check_member = slow
     threads.cpu_count = lambda: 2  # images that are read at a time
 
@@ -75,7 +81,8 @@ def test_a_run_stopped_while_it_reads_its_data_leaves_nothing_half_made(
     run, reading = tmp_path / "run", tmp_path / "run.reading"
     words = ["train", config, f"output={run}", f"data.access={access}", "train.steps=3"]
     launched = Launched(words, 2, first=read_slowly)
-    until(launched, reading.exists)
+    heeds = tmp_path / "run.heeds1"  # before, a signal would kill it
+    until(launched, lambda: reading.exists() and heeds.exists())
     launched.kill(signal.SIGTERM, only=1)  # which may wait for the other one to fill
     (tmp_path / "run.asked").touch()
     outcome = launched.wait()

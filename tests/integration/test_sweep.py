@@ -12,10 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from kdad_dist.runtime.stopping import LOOK_EVERY
 from kdad_dist.runtime.watch import is_gone
-from kdad_dist.status.survey import look
-from tests.kdad import Launched, kdad, until
+from tests.kdad import Launched, kdad, standing_still, until
 from tests.launcher import wait_for
 from tests.sweeps import ODD, many
 from tests.warm import stands_in
@@ -108,12 +106,9 @@ def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_a
     launched = Launched(words, 1, warm)
     lines = sweep / "early/metrics.jsonl"
     until(launched, lambda: lines.is_file() and lines.stat().st_size > 0)
-    training = int((look(sweep / "early", content=False).process or "").split()[1])
-    os.kill(training, signal.SIGSTOP)  # lest it ends before it is asked
-    (sweep / "PREEMPT").touch()
-    until(launched, (sweep / "early/PREEMPT").exists)
-    time.sleep(LOOK_EVERY)
-    os.kill(training, signal.SIGCONT)
+    with standing_still(sweep / "early"):
+        (sweep / "PREEMPT").touch()
+        until(launched, (sweep / "early/PREEMPT").exists)
     stopped = launched.wait()
     assert stopped.codes == [75], stopped.text
     assert state(sweep / "early") == "preempted"

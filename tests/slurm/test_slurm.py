@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kdad import kdad, succeeds, weights
+from tests.kdad import kdad, standing_still, succeeds, weights
 from tests.launcher import wait_for
 from tests.needs import REPOSITORY
 from tests.slurm.cluster import Cluster, cluster
@@ -59,10 +59,13 @@ def test_an_array_over_classes_survives_requeues_and_is_collected(
     sweep = config.parent / "many"
     first, second, _ = CLASSES
     wait_for(lambda: is_training(sweep / first), 200)
-    slurm.run("scontrol", "requeue", f"{array}_0")  # as an administrator would, or a lost node
+    with standing_still(sweep / first):  # as an administrator would, or a lost node
+        slurm.run("scontrol", "requeue", f"{array}_0")
     wait_for(lambda: is_training(sweep / second), 200)
     # What --signal=B:USR1@120 sends; the limit itself is looked at once a minute only.
-    slurm.run("scancel", "--signal=USR1", "--batch", f"{array}_1")
+    with standing_still(sweep / second):
+        slurm.run("scancel", "--signal=USR1", "--batch", f"{array}_1")
+        wait_for((sweep / second / "PREEMPT").exists)
     slurm.wait(array, collect)
 
     logs = {name: (sweep / f"{name}.log").read_text() for name in CLASSES}
