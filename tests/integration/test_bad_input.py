@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors.torch import save_file
 
 from tests.helpers import header_of_png, make_mvtec, save_image, square_mask, texture
 from tests.kdad import Launched, Outcome, as_nobody, kdad, limit_files, succeeds, until
+from tests.launcher import wait_for
 
 pytestmark = pytest.mark.launch
 
@@ -598,23 +598,28 @@ def test_a_second_ctrl_c_ends_a_training_at_once(config, tmp_path, processes):
     assert (status["state"], status["reason"]) == ("preempted", "interrupted")
 
 
-def score_forever() -> None:
+def score_until_asked() -> None:
+    """Says which process has begun to score, and lets none come further before a file is there."""
     from kdad_dist.score import unit
 
-    def forever(*_: object) -> None:
-        with Path(f"{sys.argv[2]}.begun").open("a") as file:
-            file.write(".")
-        time.sleep(300)  # Ctrl-C ends it
+    judge, run = unit.judge, sys.argv[2]
 
-    unit.judge = forever
+    def slow(*arguments: Any) -> Any:
+        with Path(f"{run}.begun").open("a") as file:
+            file.write(os.environ.get("RANK", "0"))
+        wait_for(Path(f"{run}.asked").exists)
+        return judge(*arguments)
+
+    unit.judge = slow
 
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_an_interrupted_scoring_leaves_what_was_there(run, tmp_path, processes):
-    copy = shutil.copytree(run, tmp_path / "run")
+    copy, begun = shutil.copytree(run, tmp_path / "run"), tmp_path / "run.begun"
     before = contents(copy)
-    launched, begun = Launched(["score", copy], processes, score_forever), tmp_path / "run.begun"
-    all_begun = lambda: begun.exists() and begun.stat().st_size == processes  # noqa: E731
-    interrupted(interrupt(launched, all_begun))
-    assert (copy / "scores.partial").exists()
+    launched = Launched(["score", copy], processes, score_until_asked)
+    until(launched, lambda: begun.exists() and len({*begun.read_text()}) == processes)
+    launched.kill(signal.SIGINT)
+    (tmp_path / "run.asked").touch()
+    interrupted(launched.wait())
     assert results(copy) == before

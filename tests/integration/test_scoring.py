@@ -246,10 +246,10 @@ def until_asked(units: int) -> None:
 
 
 def until_killed() -> None:
-    """Goes no further than six units, and keeps each when it is done."""
+    """Goes no further than ten units of eleven, and keeps each when it is done."""
     from kdad_dist.score import scoring
 
-    until_asked(7)
+    until_asked(11)
     scoring.SAVE_EVERY = 0.0
 
 

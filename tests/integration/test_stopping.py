@@ -42,7 +42,7 @@ def read_slowly() -> None:
         wait_for(said("asked").exists)
         if os.environ["RANK"] == "0":
             wait_for((output() / MARK).exists)
-            time.sleep(LOOK_EVERY)
+        time.sleep(LOOK_EVERY)
         return check(*arguments)
 
     poll, check = StopRequest.poll, reader.check_member

@@ -148,7 +148,9 @@ def reached(run: Path, moment: str, draw: random.Random) -> None:
 
     before = size()
     if moment == "start":
-        time.sleep(draw.uniform(0, 2.5))
+        end = time.monotonic() + draw.uniform(0, 2.5)
+        while time.monotonic() < end and size() <= before:  # it ends with the first step
+            time.sleep(0.002)
         return
     while size() <= before and time.monotonic() < deadline:
         time.sleep(0.002)
