@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from tests.integration import test_loramae, test_training
 from tests.kdad import Launched, configured, exported, kdad, lines, succeeds, weights
+from tests.launcher import wait_for
 
 pytestmark = pytest.mark.launch
 
