@@ -24,8 +24,9 @@ from launched import answer_of, machine, noise, settings
 from kdad_dist.config.run import RunConfig
 from kdad_dist.methods import build_method
 from kdad_dist.runtime import session
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.engines import build_engine
+from kdad_dist.runtime.saved import TrainState
 from kdad_dist.runtime.session import Session
 from kdad_dist.wording import readable
 

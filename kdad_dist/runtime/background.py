@@ -6,7 +6,8 @@ from typing import cast
 
 import torch.distributed as dist
 
-from kdad_dist.runtime.together import Group, processes
+from kdad_dist.models.gather import processes
+from kdad_dist.runtime.together import Group
 
 
 class Background:

@@ -16,8 +16,8 @@ from torch.distributed.tensor import DTensor
 
 from kdad_dist.config.run import RunConfig
 from kdad_dist.methods.base import Method
-from kdad_dist.runtime.checkpoint import Contents
 from kdad_dist.runtime.optimizer import build_optimizer
+from kdad_dist.runtime.saved import Contents
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.tensors import Tensors, bare
 

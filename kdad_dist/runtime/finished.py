@@ -9,8 +9,8 @@ from kdad_dist.config.load import load_run
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index
 from kdad_dist.errors import DataError
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.rundir import data_fact, note
+from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.together import gathered, shared
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def finished(config: RunConfig, is_main: bool) -> bool:
     [steps, *_] = gathered(claim and claim[0])
     if steps is None:
         return False
-    checkpoints = CheckpointManager(run / "checkpoints", Rotation(1), identity={})
+    checkpoints = Checkpoints(run / "checkpoints")
     path = checkpoints.latest()
     if path is None or checkpoints.manifest(path)["step"] < steps:
         return False

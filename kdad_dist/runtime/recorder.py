@@ -13,8 +13,8 @@ from torch import Tensor
 from kdad_dist.config.run import RunConfig
 from kdad_dist.runtime import flops
 from kdad_dist.runtime.account import peak_memory
-from kdad_dist.runtime.checkpoint import TrainState
 from kdad_dist.runtime.progress import progress
+from kdad_dist.runtime.saved import TrainState
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.status import Status
 from kdad_dist.runtime.tracker import Tracker

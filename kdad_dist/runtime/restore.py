@@ -12,12 +12,12 @@ from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard, readout_of
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.classifiers import choose_sources, make_method
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.manifest import read_manifest, verify
 from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
+from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import rank_here, shared
 
@@ -48,15 +48,14 @@ def restore(config: RunConfig) -> Trained:
     sources = choose_sources(config, trains=False)
     with uncounted("building the networks"):
         method = shared(lambda: make_method(config, sources, trains=False))
-    finder = CheckpointManager(config.directory / "checkpoints", Rotation(1), identity={})
+    finder = Checkpoints(config.directory / "checkpoints")
     path, rule = choose(finder, config.score.checkpoint)
     # The student may score other data than it was trained on, but only with its own base, and
     # beside its own teacher, if beside any.
     there = finder.manifest(path)["identity"]
     given = {name: there[name] for name in ("data", "teacher") if name in there}
     identity = given | frozen_weights(method)
-    manager = CheckpointManager(finder.directory, Rotation(1), identity)
-    state = manager.load(path, Tensors(method.student))
+    state = Checkpoints(finder.directory, identity).load(path, Tensors(method.student))
     method.requires_grad_(False)
     return Trained(method.eval(), state.step, rule)
 
@@ -70,11 +69,11 @@ def start_from(path: Path, method: Method) -> None:
     verify(path, shown=rank_here() == 0)
     identity = {"data": read_manifest(path)["identity"]["data"], **frozen_weights(method)}
     student = Tensors(method.student)
-    body = CheckpointManager(path.parent, Rotation(1), identity).check(path, student)
+    body = Checkpoints(path.parent, identity).check(path, student)
     student.read(path, body["files"])
 
 
-def choose(checkpoints: CheckpointManager, wanted: str) -> tuple[Path, str]:
+def choose(checkpoints: Checkpoints, wanted: str) -> tuple[Path, str]:
     """The wanted checkpoint, and the rule by which it was chosen."""
     if wanted == "best":
         path = checkpoints.best()
@@ -92,7 +91,7 @@ def choose(checkpoints: CheckpointManager, wanted: str) -> tuple[Path, str]:
 
 def is_one_checkpoint(config: RunConfig) -> bool:
     """Whether the selected checkpoint of a run is also its last; the same on all processes."""
-    finder = CheckpointManager(config.directory / "checkpoints", Rotation(1), identity={})
+    finder = Checkpoints(config.directory / "checkpoints")
     return choose(finder, "best")[0] == choose(finder, "last")[0]
 
 

@@ -14,16 +14,13 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from kdad_dist.errors import CheckpointError, KdadError
+from kdad_dist.models.gather import processes
 
 T = TypeVar("T")
 
 
 def rank_here() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-
-
-def processes() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 Group = dist.ProcessGroup | None

@@ -14,7 +14,7 @@ from kdad_dist.data.loader import Loader
 from kdad_dist.methods.base import Method
 from kdad_dist.models.weights import load_weights, read_weights
 from kdad_dist.runtime import account
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.classifiers import Sources, choose_sources, make_method
 from kdad_dist.runtime.engine import Engine
 from kdad_dist.runtime.engines import build_engine
@@ -25,6 +25,7 @@ from kdad_dist.runtime.loaders import first_images, open_loaders
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.restore import start_from
+from kdad_dist.runtime.saved import Checkpoints, TrainState
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest
 from kdad_dist.runtime.together import shared
@@ -76,7 +77,7 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
 
     folder = config.directory / "checkpoints"
     keep = Rotation(config.checkpoint.keep, config.checkpoint.keep_hours)
-    newest = CheckpointManager(folder, keep, identity={}).latest()
+    newest = Checkpoints(folder).latest()
     sources = choose_sources(config, trains=True)
     index, method, identity, loader, held_out = shared(
         lambda: assemble(config, here, sources, newest is None, poll)

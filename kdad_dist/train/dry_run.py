@@ -25,13 +25,13 @@ from kdad_dist.data.source import is_remote
 from kdad_dist.methods.base import Method
 from kdad_dist.runtime.account import checkpoint_bytes, memory, pixel_bytes
 from kdad_dist.runtime.activations import activations
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.classifiers import choose_sources
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.loaders import choose, indexed_plan, read_as, stream_plan
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.rundir import refuse_changes
+from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.tracker import check_trackers
 from kdad_dist.schedule import learning_rate
@@ -51,7 +51,7 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
     """
     check_trackers(config.track)
     refuse_changes(config)
-    saved = CheckpointManager(config.directory / "checkpoints", Rotation(1), {}).latest()
+    saved = Checkpoints(config.directory / "checkpoints").latest()
     sources = choose_sources(config, trains=True)
     with FakeTensorMode() if saved is None and draws_all(config) else nullcontext():
         index, method = make(config, sources, fresh=saved is None)
@@ -110,7 +110,7 @@ def draws_all(config: RunConfig) -> bool:
 
 def step_of(saved: Path, index: Index, method: Method) -> int:
     """The step that training would go on from, once it is clear that the checkpoint fits."""
-    checkpoints = CheckpointManager(saved.parent, Rotation(1), own_identity(index, method))
+    checkpoints = Checkpoints(saved.parent, own_identity(index, method))
     return checkpoints.check(saved, Tensors(method.student))["step"]
 
 

@@ -14,11 +14,11 @@ from kdad_dist.data.loader import Loader, Micro
 from kdad_dist.errors import Preempted, TrainingError
 from kdad_dist.models.norm import several_values
 from kdad_dist.runtime import launch, session
-from kdad_dist.runtime.checkpoint import TrainState
 from kdad_dist.runtime.finished import finished
 from kdad_dist.runtime.preemption import Agreement, Verdict
 from kdad_dist.runtime.recorder import Recorder, SaveTimer
 from kdad_dist.runtime.rundir import claimed, note, refuse_changes
+from kdad_dist.runtime.saved import TrainState
 from kdad_dist.runtime.status import after, building
 from kdad_dist.runtime.stopping import StopRequest, interrupts_prevail
 from kdad_dist.runtime.together import shared

@@ -16,7 +16,8 @@ from torch.optim import SGD, Adam, Optimizer
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.models.norm import convert_batchnorm
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
+from kdad_dist.runtime.saved import TrainState
 from kdad_dist.runtime.tensors import Tensors
 from tests.launcher import run_ranks
 

@@ -25,8 +25,8 @@ from kdad_dist.data.verify import verify as verify_shards
 from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods import build_method
 from kdad_dist.models.weights import weights_hash
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.manifest import verify
+from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
 from tests.kdad import Launched, lines, weights
 from tests.launcher import wait_for
@@ -262,7 +262,7 @@ def damage(run: Path, shards: Path, flips: int, truncations: int, seed: int) -> 
 
 def falls_back(run: Path, file: Path, student: nn.Module) -> str:
     """Neither the newest nor the best checkpoint is a damaged one, and none of it is loaded."""
-    finder = CheckpointManager(run / "checkpoints", Rotation(1), identity={})
+    finder = Checkpoints(run / "checkpoints")
     newest = max((run / "checkpoints").glob("step_*"))
     chosen, before = finder.latest(), weights_hash(student)
     assert file.parent not in (chosen, finder.best())

@@ -20,7 +20,8 @@ from kdad_dist.config.methods import LoraConfig, LoraMaeConfig
 from kdad_dist.errors import CheckpointError
 from kdad_dist.models.mae_build import build_mae
 from kdad_dist.runtime import manifest as manifests
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
+from kdad_dist.runtime.saved import TrainState
 from kdad_dist.runtime.tensors import Tensors
 from tests.launcher import start
 

@@ -2,9 +2,12 @@
 
 import pytest
 
+from kdad_dist.cli.choices import Mode
 from kdad_dist.config.load import load
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods import build_method
+from kdad_dist.runtime.account import SHARDED
+from kdad_dist.runtime.launch import WRAPPERS
 from kdad_dist.runtime.modes import MODES, refuse_mode
 
 
@@ -40,3 +43,7 @@ def test_two_networks_that_take_turns_are_refused_where_one_optimizer_holds_all_
                 refuse_mode(config, method, mode, 2)
         else:
             refuse_mode(config, method, mode, 2)
+
+
+def test_all_that_is_said_of_modes_is_said_of_the_same_ones():
+    assert list(MODES) == list(Mode) == list(SHARDED) == list(WRAPPERS)

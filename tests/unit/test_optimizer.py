@@ -9,8 +9,9 @@ from torch import nn
 
 from kdad_dist.config.data import DataConfig
 from kdad_dist.config.run import OptimConfig, RunConfig, TrainConfig
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.optimizer import build_optimizer
+from kdad_dist.runtime.saved import TrainState
 from kdad_dist.runtime.tensors import Tensors
 
 

@@ -12,8 +12,8 @@ import torch
 from kdad_dist.config.data import DataConfig
 from kdad_dist.config.run import OptimConfig, RunConfig, TrainConfig
 from kdad_dist.runtime import flops, progress, recorder, session
-from kdad_dist.runtime.checkpoint import TrainState
 from kdad_dist.runtime.recorder import Recorder
+from kdad_dist.runtime.saved import TrainState
 
 
 class Loader:

@@ -15,8 +15,9 @@ from kdad_dist.config.run import RunConfig
 from kdad_dist.methods.base import Method
 from kdad_dist.models.discriminator import Rivals
 from kdad_dist.runtime import session
-from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation, TrainState
+from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.engine import Native
+from kdad_dist.runtime.saved import TrainState
 from kdad_dist.runtime.session import Session
 from kdad_dist.types import Batch, Losses, Prediction
 
