@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from kdad_dist.config.load import config_of
 from kdad_dist.errors import DataError
+from kdad_dist.runtime.rundir import LOG_FILE, STATUS_FILE
 
 METRICS = {
     "image_auroc": "AUROC",
@@ -209,7 +210,7 @@ def read_run(run: Path) -> RunFiles:
     path = config_of(run)
     config_text = _text(path)
     config = _config(path, config_text)
-    log, unread = read_log(run / "metrics.jsonl")
+    log, unread = read_log(run / LOG_FILE)
     best, last = run / "metrics.json", run / "metrics-last.json"
     only_last = last.is_file() and not best.is_file()
     scores = run / ("scores-last" if only_last else "scores")
@@ -218,7 +219,7 @@ def read_run(run: Path) -> RunFiles:
         config_text=config_text,
         config=config,
         environment=_json(run / "environment.json", dict[str, Any], {}),
-        status=_json(run / "status.json", dict[str, Any], {}),
+        status=_json(run / STATUS_FILE, dict[str, Any], {}),
         log=log,
         unread_lines=unread,
         metrics=_json(last if only_last else best, Metrics | None, None),

@@ -24,7 +24,7 @@ from kdad_dist.runtime.manifest import (
     read_manifest,
     verify,
 )
-from kdad_dist.runtime.rundir import STATUS_FILE
+from kdad_dist.runtime.rundir import CHECKPOINTS, STATUS_FILE
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import gathered, rank_here, shared
 
@@ -88,7 +88,7 @@ def choose_checkpoints(*named: ClassifierConfig | ClassTeacherConfig | None) -> 
             return
         method = finished(read_classifier(run)[1])
         refuse_unfinished(run)
-        paths = published(run / "checkpoints")
+        paths = published(run / CHECKPOINTS)
         path = first_sound(ranked(paths)) or first_sound(reversed(paths))
         if path is not None:
             log.info("%s: its step %d is taken", run, read_manifest(path)["step"])

@@ -9,7 +9,7 @@ from kdad_dist.config.load import load_run
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index
 from kdad_dist.errors import DataError
-from kdad_dist.runtime.rundir import data_fact, note
+from kdad_dist.runtime.rundir import CHECKPOINTS, STATUS_FILE, data_fact, note
 from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.together import gathered, shared
 
@@ -27,7 +27,7 @@ def finished(config: RunConfig, is_main: bool) -> bool:
     [steps, *_] = gathered(claim and claim[0])
     if steps is None:
         return False
-    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints = Checkpoints(run / CHECKPOINTS)
     path = checkpoints.latest()
     if path is None or checkpoints.manifest(path)["step"] < steps:
         return False
@@ -40,7 +40,7 @@ def finished(config: RunConfig, is_main: bool) -> bool:
 def claims_to_be(config: RunConfig) -> tuple[int, Index] | None:
     """Steps and data of a run whose last word was that it finished, as it is configured now."""
     run = config.directory
-    status = files.read_json(run / "status.json")
+    status = files.read_json(run / STATUS_FILE)
     if status.get("state") != "finished" or changed_keys(load_run(run), config):
         return None
     try:

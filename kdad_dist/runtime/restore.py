@@ -16,7 +16,7 @@ from kdad_dist.runtime.classifiers import choose_sources, make_method
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.manifest import read_manifest, verify
 from kdad_dist.runtime.progress import uncounted
-from kdad_dist.runtime.rundir import refuse_another_reading, scores_folder
+from kdad_dist.runtime.rundir import CHECKPOINTS, refuse_another_reading, scores_folder
 from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import rank_here, shared
@@ -48,7 +48,7 @@ def restore(config: RunConfig) -> Trained:
     sources = choose_sources(config, trains=False)
     with uncounted("building the networks"):
         method = shared(lambda: make_method(config, sources, trains=False))
-    finder = Checkpoints(config.directory / "checkpoints")
+    finder = Checkpoints(config.directory / CHECKPOINTS)
     path, rule = choose(finder, config.score.checkpoint)
     # The student may score other data than it was trained on, but only with its own base, and
     # beside its own teacher, if beside any.
@@ -91,7 +91,7 @@ def choose(checkpoints: Checkpoints, wanted: str) -> tuple[Path, str]:
 
 def is_one_checkpoint(config: RunConfig) -> bool:
     """Whether the selected checkpoint of a run is also its last; the same on all processes."""
-    finder = Checkpoints(config.directory / "checkpoints")
+    finder = Checkpoints(config.directory / CHECKPOINTS)
     return choose(finder, "best")[0] == choose(finder, "last")[0]
 
 

@@ -19,6 +19,8 @@ from kdad_dist.runtime.stopping import forget_requests
 log = logging.getLogger(__name__)
 DATA_FILE = "data.json"
 STATUS_FILE = "status.json"
+LOG_FILE = "metrics.jsonl"
+CHECKPOINTS = "checkpoints"
 COMMAND = "== "
 """Begins the line of a log of several commands after which the next one speaks."""
 MAY_MOVE = ("method.weights:", "method.network.weights:", "method.teacher.weights:")

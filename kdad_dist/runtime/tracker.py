@@ -39,7 +39,7 @@ from kdad_dist import files
 from kdad_dist.config.load import plain
 from kdad_dist.config.run import RunConfig, TrackConfig
 from kdad_dist.errors import UsageError
-from kdad_dist.runtime.rundir import scores_folder
+from kdad_dist.runtime.rundir import LOG_FILE, scores_folder
 from kdad_dist.runtime.session import Session
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ class Tracker:
         self.run, self.file, self.others = run, None, list[Aside]()
         if not session.is_main:
             return
-        path = run / "metrics.jsonl"
+        path = run / LOG_FILE
         with files.writing(run):
             keep_until(path, start_step)
             self.file = path.open("a", encoding="utf-8", buffering=1)

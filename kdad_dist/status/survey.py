@@ -16,7 +16,7 @@ from kdad_dist import files
 from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE
 from kdad_dist.errors import CheckpointError, UsageError
 from kdad_dist.runtime.manifest import read_manifest, verify
-from kdad_dist.runtime.rundir import DATA_FILE, STATUS_FILE, last_words
+from kdad_dist.runtime.rundir import CHECKPOINTS, DATA_FILE, LOG_FILE, STATUS_FILE, last_words
 from kdad_dist.wording import meant_path
 
 SILENT = 30 * 60.0
@@ -128,14 +128,14 @@ def look(run: Path, content: bool) -> RunStatus:
     """What the files of a run say, which may be written meanwhile."""
     said, holder = files.read_json(run / STATUS_FILE), files.holder(run)
     told, held = (written(run / name) for name in (STATUS_FILE, files.LOCK))
-    silent = time.time() - max(told, held, written(run / "metrics.jsonl"))
+    silent = time.time() - max(told, held, written(run / LOG_FILE))
     state, reason = judge(said, holder, silent, is_new=held > told)
     if state != "running":
         state, reason, holder = scored(run, state, reason, holder)
-    checkpoint, damaged = newest(run / "checkpoints", content)
+    checkpoint, damaged = newest(run / CHECKPOINTS, content)
     # The step is noted every few seconds, so that a checkpoint may be ahead of it.
     step, steps = max(number(said.get("step")), checkpoint or 0), number(said.get("steps"))
-    line = last_losses(run / "metrics.jsonl")
+    line = last_losses(run / LOG_FILE)
     return RunStatus(
         run=str(run),
         sweep=str(run.parent) if (run.parent / SWEEP_FILE).is_file() else None,

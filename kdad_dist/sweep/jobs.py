@@ -16,7 +16,7 @@ from kdad_dist import files
 from kdad_dist.config.changes import changed_keys
 from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, dump, load_run
 from kdad_dist.config.run import RunConfig
-from kdad_dist.runtime.rundir import last_words
+from kdad_dist.runtime.rundir import STATUS_FILE, last_words
 from kdad_dist.sweep.published import Published
 
 SCORED, NOT_SCORED, NOT_STARTED = "scored", "not scored", "not started"
@@ -50,7 +50,7 @@ class Job:
         """ "scored" is the end; "not scored" that of the training; "not started"; or as in
         `status.json`: "running", "preempted", "failed".
         """
-        state = files.read_json(self.run / "status.json").get("state", NOT_STARTED)
+        state = files.read_json(self.run / STATUS_FILE).get("state", NOT_STARTED)
         if state != "finished":
             return state
         return SCORED if self.figures().keys() == KINDS.keys() else NOT_SCORED
@@ -64,7 +64,7 @@ class Job:
         return (
             " and ".join(f"{need.name} {need.fate()}" for need in waits)
             or self.last_words()
-            or files.read_json(self.run / "status.json").get("reason")
+            or files.read_json(self.run / STATUS_FILE).get("reason")
             or "".join(f"only its {kind} checkpoint is" for kind in self.figures())
             or None
         )

@@ -17,6 +17,7 @@ from kdad_dist.report.page import template
 from kdad_dist.report.png import FIGURES, write_pngs
 from kdad_dist.report.tables import DASH, curve
 from kdad_dist.runtime.progress import uncounted
+from kdad_dist.runtime.rundir import LOG_FILE
 from kdad_dist.sweep.jobs import SCORED, Sweep
 from kdad_dist.sweep.published import METRICS
 from kdad_dist.sweep.table import write_table
@@ -116,7 +117,7 @@ def figures(found: Table, key: str) -> list[Compared]:
 def log(run: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl; none where it cannot be read, which its page will say."""
     try:
-        return read_log(run / "metrics.jsonl")[0]
+        return read_log(run / LOG_FILE)[0]
     except KdadError:
         return []
 

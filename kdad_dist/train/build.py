@@ -25,6 +25,7 @@ from kdad_dist.runtime.loaders import first_images, open_loaders
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.restore import start_from
+from kdad_dist.runtime.rundir import CHECKPOINTS
 from kdad_dist.runtime.saved import Checkpoints, TrainState
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest
@@ -75,7 +76,7 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
         here.at(-1, "its start")
         starting.check()
 
-    folder = config.directory / "checkpoints"
+    folder = config.directory / CHECKPOINTS
     keep = Rotation(config.checkpoint.keep, config.checkpoint.keep_hours)
     newest = Checkpoints(folder).latest()
     sources = choose_sources(config, trains=True)

@@ -30,7 +30,7 @@ from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.loaders import choose, indexed_plan, read_as, stream_plan
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.progress import uncounted
-from kdad_dist.runtime.rundir import refuse_changes
+from kdad_dist.runtime.rundir import CHECKPOINTS, refuse_changes
 from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.tracker import check_trackers
@@ -51,7 +51,7 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
     """
     check_trackers(config.track)
     refuse_changes(config)
-    saved = Checkpoints(config.directory / "checkpoints").latest()
+    saved = Checkpoints(config.directory / CHECKPOINTS).latest()
     sources = choose_sources(config, trains=True)
     with FakeTensorMode() if saved is None and draws_all(config) else nullcontext():
         index, method = make(config, sources, fresh=saved is None)
