@@ -224,7 +224,10 @@ def children(name: str) -> list[int]:
     """Processes of this name below this one."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
-        words = (folder / "stat").read_text().rpartition(")")
+        try:
+            words = (folder / "stat").read_text().rpartition(")")
+        except OSError:  # it has ended meanwhile
+            continue
         if words[0].endswith(f"({name}") and int(words[2].split()[1]) == os.getpid():
             found.append(int(folder.name))
     return found
