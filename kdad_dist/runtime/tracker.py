@@ -235,9 +235,10 @@ def publish(run: Path, partial: Path, name: str) -> None:
 
 def end_service() -> None:
     """Ends W&B's process, where there is one; a stuck one would keep this process from ending."""
-    # W&B leaves the program with the exit code of its process, once that was killed.
-    with suppress(Exception, SystemExit):
-        for child in psutil.Process().children():
+    for child in psutil.Process().children():
+        # Another one may just have ended. And W&B leaves the program with the exit code of its
+        # process, once that was killed.
+        with suppress(Exception, SystemExit):
             if child.name() == "wandb-core":
                 child.kill()
                 sys.modules["wandb"].teardown()

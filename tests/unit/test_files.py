@@ -18,7 +18,7 @@ from pathlib import Path
 from kdad_dist import files
 with files.exclusive(Path(sys.argv[1])):
     print("held", flush=True)
-    time.sleep(60)
+    time.sleep(600)
 """
 
 

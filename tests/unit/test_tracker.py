@@ -7,9 +7,10 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -207,6 +208,12 @@ def test_a_service_that_dies_or_hangs_is_a_warning_and_its_steps_are_sent_later(
     assert tracked(tmp_path) == [[*range(1, 301)]]
 
 
+def is_service(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):  # another child, that has just ended
+        return process.name() == "wandb-core"
+    return False
+
+
 def track_and_lose_the_service(folder: Path, number: int) -> None:
     logging.basicConfig(filename=folder / "log")
     os.environ.pop("WANDB_SERVICE", None)
@@ -214,23 +221,10 @@ def track_and_lose_the_service(folder: Path, number: int) -> None:
         write(into, 1, 5)
         wait_for(lambda: begun(folder))
         tracker.PATIENCE = 2.0  # from here on: a start takes its time on a busy machine
-        [service] = children("wandb-core")
-        os.kill(service, number)
+        [service] = filter(is_service, psutil.Process().children())
+        service.send_signal(number)
         write(into, 6, 300)
         into.close()
-
-
-def children(name: str) -> list[int]:
-    """Processes of this name below this one."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            words = (folder / "stat").read_text().rpartition(")")
-        except OSError:  # it has ended meanwhile
-            continue
-        if words[0].endswith(f"({name}") and int(words[2].split()[1]) == os.getpid():
-            found.append(int(folder.name))
-    return found
 
 
 def test_online_without_a_key_is_offline_and_says_so(no_key, tmp_path, caplog):
