@@ -30,6 +30,7 @@ from kdad_dist.methods.readout import Readout, readout_of
 from kdad_dist.runtime.restore import Trained, load_standard, restore
 from kdad_dist.runtime.rundir import data_fact, metrics_file, other_shards
 from kdad_dist.runtime.together import shared
+from kdad_dist.wording import kdad
 
 log = logging.getLogger(__name__)
 Picture = str | Path | Image.Image | NDArray[np.uint8]
@@ -239,7 +240,7 @@ def read_threshold(config: RunConfig, trained: Trained) -> Threshold:
         except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise DataError(
                 f"{path} is not what `kdad score` writes: {error}",
-                f"run `kdad score {config.directory}` again",
+                f"run `{kdad('score', config.directory)}` again",
             ) from None
         wanted = [trained.step, readout_of(config)]
         if found == wanted:
@@ -248,9 +249,9 @@ def read_threshold(config: RunConfig, trained: Trained) -> Threshold:
         missing = f"{path} is of {_unlike(one, other)}; this is {_unlike(other, one)}"
     log.warning(
         "no threshold, so there are scores but no labels, masks or boxes: %s; for a threshold, run "
-        "`kdad score %s` with the same words first",
+        "`%s` with the same words first",
         missing,
-        config.directory,
+        kdad("score", config.directory),
     )
     return Threshold()
 

@@ -1,7 +1,10 @@
-"""How numbers, tables and names from elsewhere are shown to a person; names that were meant."""
+"""How numbers, tables, commands and names from elsewhere are shown to a person; names that were
+meant.
+"""
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -19,6 +22,11 @@ def printable(text: str) -> str:
 def on_one_line(text: str) -> str:
     """The same for the cell of a table, which no name may break."""
     return printable(text).replace("\n", "\\n").replace("\t", "\\t")
+
+
+def kdad(*words: object) -> str:
+    """The command `kdad WORDS` as a shell takes it, whatever the names of its files."""
+    return shlex.join(["kdad", *map(str, words)])
 
 
 def meant(name: str, known: Iterable[str]) -> str:

@@ -1,6 +1,5 @@
 """The verbs that train and score."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +8,7 @@ import typer
 from kdad_dist.cli.choices import Config, Json, Mode, Overrides, Run
 from kdad_dist.cli.text import LOADING, judged, say, tell
 from kdad_dist.errors import UsageError
+from kdad_dist.wording import kdad
 
 
 def demo(
@@ -57,7 +57,7 @@ def train(
             from kdad_dist.train.loop import train as run
 
         run(checked, stop)
-    say(f"trained: {checked.directory}\nnext: kdad score {checked.directory}")
+    say(f"trained: {checked.directory}\nnext: {kdad('score', checked.directory)}")
 
 
 def score(
@@ -80,12 +80,12 @@ def score(
     as_json: Json = False,
 ) -> None:
     """Score the test split of a run's data, or new images."""
-    from kdad_dist.config.load import load_run
+    from kdad_dist.config.load import load_run, override
     from kdad_dist.report.text import scored, speed
     from kdad_dist.runtime.progress import uncounted
     from kdad_dist.runtime.stopping import StopRequest
 
-    more = [] if shards is None else [f"data.shards={json.dumps(shards)}"]
+    more = [] if shards is None else [override("data.shards", shards)]
     config = load_run(run, [*(overrides or []), *more])
     if images:
         if both:
@@ -110,7 +110,7 @@ def score(
 
         metrics, last = score_both(config, stop) if both else (score_one(config, stop), None)
     if metrics:
-        after = "" if other_data(config) else f"\nnext: kdad report {run}"
+        after = "" if other_data(config) else f"\nnext: {kdad('report', run)}"
         written = map(metrics_file, best_and_last(config) if both else [config])
         facts = last if last and config.score.checkpoint == "last" else metrics
         done = scored(metrics, last, read_json(config.directory / STATUS_FILE))

@@ -13,6 +13,7 @@ from kdad_dist.config.changes import flatten
 from kdad_dist.errors import UsageError
 from kdad_dist.report.data import METRICS, Figures, RunFiles, Score, read_run
 from kdad_dist.runtime.rundir import DATA_FILE
+from kdad_dist.wording import kdad
 
 OWN = ("name", "output")
 """Keys that differ from run to run and say nothing."""
@@ -87,7 +88,7 @@ def notes(sides: Sequence[Side]) -> list[str]:
         common = len(set.intersection(*keys))
         said.append(f"scored other images ({', '.join(counts)}), of which {common} are the same")
     unscored = [side for side in sides if side.files.metrics is None]
-    said += [f"{s.directory} is not scored yet: kdad score {s.directory}" for s in unscored]
+    said += [f"{s.directory} is not scored yet: {kdad('score', s.directory)}" for s in unscored]
     return said
 
 

@@ -4,6 +4,7 @@
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ from kdad_dist.config.data import DataConfig as DataConfig
 from kdad_dist.config.errors import YamlSource, describe
 from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import ConfigError
-from kdad_dist.wording import meant, meant_path
+from kdad_dist.wording import kdad, meant, meant_path
 
 CONFIG_FILE = "config.yaml"
 """The configuration of a run, in its directory."""
@@ -73,13 +74,21 @@ def load(config: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return check(source)
 
 
+def override(key: str, value: Any) -> str:
+    """`key=value` as `load` reads it, the value plain where YAML takes it so."""
+    # PyYAML leaves some characters as they are that its own reader takes for ends of lines.
+    readable = json.dumps(value, ensure_ascii=False).isprintable()
+    text = yaml.safe_dump(value, default_flow_style=True, allow_unicode=readable, width=math.inf)
+    return f"{key}={text}".removesuffix("\n").removesuffix("\n...")
+
+
 def load_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that a run directory was made with; `output` is the directory itself.
 
     Raises:
         ConfigError: the directory holds no run.
     """
-    return load(config_of(run), [*overrides, f"output={json.dumps(str(run))}"])
+    return load(config_of(run), [*overrides, override("output", str(run))])
 
 
 def config_of(run: Path) -> Path:
@@ -111,7 +120,7 @@ def _of_sweep(directory: Path) -> ConfigError:
     such = f", such as {directory / names[0]}" if names else ""
     return ConfigError(
         f"{directory} is a sweep; {runs}",
-        f"give one of its runs{such}; `kdad status {directory}` shows them",
+        f"give one of its runs{such}; `{kdad('status', directory)}` shows them",
     )
 
 

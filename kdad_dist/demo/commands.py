@@ -19,12 +19,13 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from kdad_dist.config.load import load
+from kdad_dist.config.load import load, override
 from kdad_dist.config.methods import StfpmConfig
 from kdad_dist.demo.images import CATEGORY, DEFECTS, SIDE, Example, examples
 from kdad_dist.errors import KdadError, Preempted, UsageError
 from kdad_dist.files import shipped
 from kdad_dist.metrics.evaluation import Evaluation
+from kdad_dist.wording import kdad as typed
 
 TRAIN, GOOD, DEFECTIVE = 120, 30, 8
 """Sound pieces to train on, sound ones to test on, and test images with each kind of defect."""
@@ -123,9 +124,10 @@ def claim(out: Path, seed: int) -> None:
     if marker.is_file():
         other = json.loads(marker.read_text(encoding="utf-8"))["seed"]
         if other != seed:
+            elsewhere = typed("demo", "--seed", seed, "--out", f"{out}-{seed}")
             raise UsageError(
                 f"{out} holds the demo of seed {other}, and {seed} was asked for",
-                f"name another directory: kdad demo --seed {seed} --out {out}-{seed}",
+                f"name another directory: {elsewhere}",
             )
         return
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -166,7 +168,7 @@ def overrides(place: Place, seed: int) -> list[str]:
         "output": str(place.run),
         "method.teacher.weights": str(place.teacher),
     }
-    return [f"seed={seed}", *(f"{key}={json.dumps(value)}" for key, value in values.items())]
+    return [f"seed={seed}", *(override(key, value) for key, value in values.items())]
 
 
 def kdad(*words: object, launch: bool = False, shown: bool = False) -> None:
@@ -179,7 +181,7 @@ def kdad(*words: object, launch: bool = False, shown: bool = False) -> None:
         command += ["-m", "kdad_dist.runtime.launcher", "--config_file", str(launch_config())]
         command += ["--num_processes", str(PROCESSES)]
     arguments = [str(word) for word in words]
-    say(f"     kdad {' '.join(arguments)}")
+    say(f"     {typed(*arguments)}")
     done = subprocess.run(  # noqa: S603 (our own program)
         [*command, "-m", "kdad_dist", *arguments],
         env=environment(),

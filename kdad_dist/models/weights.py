@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdad_dist.errors import WeightsError
+from kdad_dist.wording import kdad
 
 HUB_PATIENCE = 4.0
 """Seconds. The hub's own client would retry for 46 s before it says that there is no network."""
@@ -45,7 +46,9 @@ def read_weights(path: Path, key: str = "method.teacher.weights") -> dict[str, T
     if not path.is_file():
         remedy = f"check {key}"
         if path.parent.name == "export":
-            remedy += f"; `kdad export {path.parent.parent}` writes it, once that run is trained"
+            remedy += (
+                f"; `{kdad('export', path.parent.parent)}` writes it, once that run is trained"
+            )
         raise WeightsError(f"there is no weights file {path}", remedy)
     check_export(path)
     try:

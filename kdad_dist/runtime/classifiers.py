@@ -27,6 +27,7 @@ from kdad_dist.runtime.manifest import (
 from kdad_dist.runtime.rundir import CHECKPOINTS, STATUS_FILE
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import gathered, rank_here, shared
+from kdad_dist.wording import kdad
 
 log = logging.getLogger(__name__)
 Sources = Mapping[Path, Path]
@@ -111,7 +112,7 @@ def refuse_unfinished(run: Path) -> None:
         raise ConfigError(
             f"{run} has not finished: it is {status['state']}, at step {status.get('step')} of "
             f"{status.get('steps')}",
-            f"finish it first, or give what `kdad export {run}` writes of it now",
+            f"finish it first, or give what `{kdad('export', run)}` writes of it now",
         )
 
 

@@ -20,6 +20,7 @@ from kdad_dist.runtime.rundir import CHECKPOINTS, refuse_another_reading, scores
 from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.runtime.together import rank_here, shared
+from kdad_dist.wording import kdad
 
 log = logging.getLogger(__name__)
 STANDARD = "standard.safetensors"
@@ -110,7 +111,7 @@ def load_standard(config: RunConfig, step: int) -> Standard | None:
     if not config.score.standardise:
         return None
     path = scores_folder(config) / STANDARD
-    remedy = f"run `kdad score {config.directory}` with the same words first"
+    remedy = f"run `{kdad('score', config.directory)}` with the same words first"
     if not path.is_file():
         raise DataError(f"score.standardise needs {path}, which is not there", remedy)
     try:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, find, load
+from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, find, load, override
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index, Split
 from kdad_dist.errors import ConfigError, DataError, UsageError
@@ -21,7 +21,7 @@ from kdad_dist.sweep.variants import (
     refuse_levelling,
     variant_names,
 )
-from kdad_dist.wording import meant
+from kdad_dist.wording import kdad, meant
 
 TABLE = "table.json"
 
@@ -44,8 +44,8 @@ def plan(config: str, overrides: Sequence[str], asked: Sequence[str], seeds: int
         raise UsageError(
             f"{base.method.name} tells all classes apart in one run, and a sweep over classes "
             "makes each of them normal in turn",
-            f"compare its variants: kdad sweep {config} --variants FILE.yaml (shipped: "
-            f"{', '.join(variant_names())}); one run: kdad train {config}",
+            f"compare its variants: {kdad('sweep', config)} --variants FILE.yaml (shipped: "
+            f"{', '.join(variant_names())}); one run: {kdad('train', config)}",
         )
     refuse_run(base)
     index = Index.read(base.data.shards)
@@ -136,7 +136,7 @@ def own(base: RunConfig, name: str, number: int, more: Mapping[str, str]) -> lis
 
 
 def words(values: Mapping[str, Any]) -> list[str]:
-    return [f"{key}={json.dumps(value)}" for key, value in values.items()]
+    return [override(key, value) for key, value in values.items()]
 
 
 def stem(base: RunConfig, name: str, number: int) -> str:

@@ -1,6 +1,7 @@
 """First contact: `kdad demo`, whole and in processes of its own."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ def demo(out: Path, seed: int, python: str = sys.executable) -> subprocess.Compl
 def test_the_demo_finds_the_defects_that_the_z_score_misses_and_may_be_repeated(
     tmp_path: Path, warm_python: str
 ) -> None:
-    out = tmp_path / "a demo"
+    out = tmp_path / "a démo"
     done = demo(out, seed=3000)
     assert done.returncode == 0, done.stderr
     mean = json.loads((out / "run" / "metrics.json").read_text())["mean"]
@@ -41,6 +42,11 @@ def test_the_demo_finds_the_defects_that_the_z_score_misses_and_may_be_repeated(
     for command in ("kdad pack my_photos", "kdad train stfpm_mvtec", "kdad score", "kdad report"):
         assert command in done.stderr
     assert "2 processes" in done.stderr
+    lines = [line.strip().removeprefix("next: ") for line in done.stderr.splitlines()]
+    pasted = [shlex.split(line) for line in lines if line.startswith("kdad ") and "a démo" in line]
+    assert [words[1] for words in pasted] == ["pack", "train", "score", "score", "report"]
+    assert all(words[2] == str(out / "run") for words in pasted[2:])
+    assert f"data.shards={out / 'shards'}" in pasted[1]
 
     scores = (out / "run" / "scores" / "scores.csv").read_bytes()
     again = demo(out, 3000, warm_python)

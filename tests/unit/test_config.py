@@ -1,9 +1,10 @@
 from pathlib import Path
 
 import pytest
+import yaml
 
 from kdad_dist.config.changes import changed_keys, digest
-from kdad_dist.config.load import dump, load, load_run, recipe_names
+from kdad_dist.config.load import dump, load, load_run, override, recipe_names
 from kdad_dist.errors import ConfigError
 
 GOOD = """\
@@ -36,6 +37,30 @@ def test_a_small_file_is_completed_with_defaults(tmp_path):
 def test_overrides_win_over_the_file_and_are_read_as_yaml(tmp_path):
     config = load(write(tmp_path, GOOD), ["train.epochs=7", "data.category=[a, b]", "optim.clip=1"])
     assert (config.train.epochs, config.data.category, config.optim.clip) == (7, ["a", "b"], 1.0)
+
+
+TEXTS = [
+    "/a b/Vorführung",
+    "😀",
+    "\udcff",
+    "3",
+    "no",
+    "a: #b",
+    "'\"",
+    "\x85\u2028\x00",
+    "a\n...",
+    "",
+]
+
+
+@pytest.mark.parametrize("value", [*TEXTS, None, 1e-5, True, ["a, b"], {"a": {"b": ["c", None]}}])
+def test_a_value_is_read_from_an_override_as_it_was(value):
+    key, _, text = override("data.shards", value).partition("=")
+    assert (key, yaml.safe_load(text)) == ("data.shards", value)
+
+
+def test_an_override_is_written_as_a_person_would():
+    assert override("output", "/new user/Vorführung") == "output=/new user/Vorführung"
 
 
 def test_an_unquoted_no_means_the_precision_no(tmp_path):

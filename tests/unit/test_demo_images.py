@@ -1,5 +1,6 @@
 """The generated cloth: the same for the same seed, subtle, and marked where they are broken."""
 
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -104,11 +105,13 @@ def test_photographs_that_are_there_are_left_alone_and_half_a_set_is_drawn_again
     assert first.stat().st_mtime_ns == time and not partial.exists()
 
 
-def test_a_directory_of_another_seed_is_refused_with_a_remedy(tmp_path: Path) -> None:
-    claim(tmp_path / "demo", 0)
-    claim(tmp_path / "demo", 0)
-    with pytest.raises(UsageError, match=r"seed 0.*\n.*--seed 1 --out"):
-        claim(tmp_path / "demo", 1)
+def test_a_directory_of_another_seed_is_refused_with_a_command_to_paste(tmp_path: Path) -> None:
+    claim(tmp_path / "my demo", 0)
+    claim(tmp_path / "my demo", 0)
+    with pytest.raises(UsageError, match="seed 0") as caught:
+        claim(tmp_path / "my demo", 1)
+    command = shlex.split(caught.value.remedy.partition(": ")[2])
+    assert command == ["kdad", "demo", "--seed", "1", "--out", str(tmp_path / "my demo-1")]
 
 
 def test_a_directory_that_holds_something_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
