@@ -82,6 +82,12 @@ def override(key: str, value: Any) -> str:
     return f"{key}={text}".removesuffix("\n").removesuffix("\n...")
 
 
+def elsewhere(config: RunConfig, more: str) -> str:
+    """The override that gives a configuration another directory, by the key that it has this of."""
+    key, value = ("output", config.output) if config.output else ("name", config.name)
+    return override(key, f"{value}-{more}")
+
+
 def load_run(run: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The configuration that a run directory was made with; `output` is the directory itself.
 

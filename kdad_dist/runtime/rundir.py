@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from kdad_dist import files
 from kdad_dist.config.changes import changed_keys
-from kdad_dist.config.load import CONFIG_FILE, dump, load_run
+from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, dump, elsewhere, load_run
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index
 from kdad_dist.errors import ConfigError, DataError, Interrupted
@@ -27,13 +28,19 @@ MAY_MOVE = ("method.weights:", "method.network.weights:", "method.teacher.weight
 
 
 def refuse_changes(config: RunConfig) -> None:
-    """Refuses a directory that holds the run of another configuration, unless told to accept it.
+    """Refuses a directory that holds the run of another configuration, unless told to accept it;
+    and that of a sweep.
 
     Raises:
-        ConfigError: naming the keys that differ.
+        ConfigError: naming the keys that differ, or the sweep.
     """
     run = config.directory
     if not (run / CONFIG_FILE).is_file():
+        if (run / SWEEP_FILE).is_file():
+            raise ConfigError(
+                f"{run} is the directory of a sweep, whose runs have their own in it",
+                f"give this run another directory: {shlex.quote(elsewhere(config, 'one'))}",
+            )
         return
     changes = changed_keys(load_run(run), config)
     if not changes:

@@ -1,13 +1,14 @@
 """Which runs a sweep has: from its configuration, or from what is left of it on the disk."""
 
 import json
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, find, load, override
+from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, elsewhere, find, load, override
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index, Split
 from kdad_dist.errors import ConfigError, DataError, UsageError
@@ -152,7 +153,7 @@ def refuse_run(base: RunConfig) -> None:
         raise UsageError(
             f"{base.directory} is the directory of a run, and a sweep keeps its runs in one of "
             "its own",
-            "give the sweep another `name` (or `output`)",
+            f"give the sweep another directory: {shlex.quote(elsewhere(base, 'sweep'))}",
         )
 
 

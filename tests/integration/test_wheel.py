@@ -63,7 +63,7 @@ def test_the_installed_command_explains_itself(elsewhere: Path) -> None:
 def test_a_shipped_recipe_is_found_by_name_outside_the_repository(elsewhere: Path) -> None:
     show = "from kdad_dist.config.load import load; print(load('stfpm_mvtec').name)"
     result = run(elsewhere / "venv/bin/python", "-c", show, cwd=elsewhere)
-    assert (result.returncode, result.stdout) == (0, "stfpm-bottle\n"), result.stderr
+    assert (result.returncode, result.stdout) == (0, "stfpm-mvtec\n"), result.stderr
 
 
 def test_the_wheel_carries_recipes_launch_scripts_and_slurm_templates(elsewhere: Path) -> None:

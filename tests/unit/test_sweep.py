@@ -10,6 +10,7 @@ import pytest
 
 from kdad_dist.data.writer import pack
 from kdad_dist.errors import ConfigError, Interrupted, KdadError, Preempted, UsageError
+from kdad_dist.runtime.rundir import refuse_changes
 from kdad_dist.runtime.stopping import StopRequest
 from kdad_dist.sweep import local
 from kdad_dist.sweep.jobs import Sweep, stages
@@ -90,8 +91,19 @@ def test_a_sweep_does_not_start_in_the_directory_of_a_run(config):
     directory = planned(config).directory
     directory.mkdir()
     (directory / "config.yaml").write_text("")
-    with pytest.raises(UsageError, match="directory of a run"):
+    with pytest.raises(UsageError, match="directory of a run") as caught:
         planned(config)
+    assert shlex.split(caught.value.remedy)[-1] == f"output={directory}-sweep"
+
+
+def test_a_run_does_not_start_in_the_directory_of_a_sweep(config):
+    sweep = planned(config)
+    sweep.write(sweep.jobs)
+    for job in sweep.jobs:
+        refuse_changes(job.config)
+    with pytest.raises(ConfigError, match="directory of a sweep") as caught:
+        refuse_changes(sweep.base)
+    assert shlex.split(caught.value.remedy)[-1] == f"output={sweep.directory}-one"
 
 
 def test_gpus_and_cores_are_divided_among_the_runs_under_way(monkeypatch):
