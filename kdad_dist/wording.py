@@ -47,6 +47,14 @@ def amount(number: int, one: str, several: str = "") -> str:
     return f"{number} {one if number == 1 else several or f'{one}s'}"
 
 
+def enumerated(names: Sequence[str], most: int) -> str:
+    """a, b and c; of more than `most`: a, b and 7 more."""
+    kept = (
+        list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    )
+    return " and ".join([", ".join(kept[:-1]), kept[-1]] if len(kept) > 1 else kept)
+
+
 def duration(seconds: float) -> str:
     """12 s, 3 min 20 s, 2 h 5 min."""
     seconds = round(seconds)

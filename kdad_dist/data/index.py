@@ -106,7 +106,7 @@ class Index:
         Raises:
             ConfigError: a category or a class is unknown, missing or not wanted.
         """
-        wanted = self._categories(category)
+        wanted = self.chosen(category)
         chosen = [sample for sample in self.samples if sample.category in wanted]
         if classes is None:
             labelled = as_normal(chosen, normal_class, self.root, self.layout)
@@ -122,16 +122,23 @@ class Index:
         in_val = split is Split.VAL
         return [replace(s, split=split) for s in learnt if (s.key in held_out) is in_val]
 
-    def _categories(self, category: str | Sequence[str]) -> set[str]:
+    def chosen(self, category: str | Sequence[str]) -> set[str]:
+        """The categories that a configuration names.
+
+        Raises:
+            ConfigError: one of them is unknown, or there is none.
+        """
         if category == "all":
             return set(self.categories)
         wanted = {category} if isinstance(category, str) else set(category)
         unknown = sorted(wanted - set(self.categories))
         if unknown or not wanted:
+            names = ", ".join(map(repr, unknown))
+            near = meant("".join(unknown[:1]), self.categories)
             raise ConfigError(
-                f"data.category names {unknown or 'nothing'}, which {self.root} does not hold",
-                f"{meant(''.join(unknown[:1]), self.categories)}choose from: "
-                f"{', '.join(self.categories)}",
+                f"data.category of the configuration names {names or 'nothing'}, which {self.root} "
+                "does not hold",
+                f"{near}choose from: {', '.join(self.categories)}; data.category=all takes all",
             )
         return wanted
 

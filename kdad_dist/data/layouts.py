@@ -28,10 +28,12 @@ from kdad_dist.data.records import (
 )
 from kdad_dist.data.visa import COLUMNS, find_table, read_visa
 from kdad_dist.errors import DataError
-from kdad_dist.wording import meant_path
+from kdad_dist.wording import enumerated, meant_path
 
 TEST_FRACTION = 0.2
 """Share of the normal images of a plain folder that becomes test data, by a hash of the key."""
+MOST = 4
+"""Classes that are named where a folder is said to hold some."""
 LOOKED_FOR: Mapping[Layout, str] = {
     "mvtec": "train/good (mvtec)",
     "visa": f"split_csv/1cls.csv or another .csv with the columns {','.join(COLUMNS)} (visa)",
@@ -112,8 +114,8 @@ def _reason(root: Path, layout: Layout) -> str | None:
     if table or (root / MASKS).is_dir() or (top == root and kinds):
         return None
     classes = [f.name for f in folders(top) if any(is_image(path.name) for path in f.iterdir())]
-    names = f"{classes[0]} and {classes[1]}" if len(classes) > 1 else None
-    reason = names and f"the folders {names} in {top.name} hold images"
+    names = enumerated(classes, MOST)
+    reason = f"the folders {names} in {top.name} hold images" if len(classes) > 1 else None
     if not (bundle := find_bundle(root)):
         return reason
     folder, kind, file = bundle

@@ -77,7 +77,7 @@ def choose(config: RunConfig, index: Index, method: Method) -> tuple[list[Sample
         ConfigError: as `check`.
     """
     data = config.data
-    check(config, index, method)
+    check(config, method)
     train, held_out = (
         index.select(split, data.category, data.normal_class, data.val_fraction, data.classes)
         for split in (Split.TRAIN, Split.VAL)
@@ -142,9 +142,9 @@ def stream_plan(config: RunConfig, samples: Sequence[Sample], rank: int, world: 
     )
 
 
-def check(config: RunConfig, index: Index, method: Method) -> None:
+def check(config: RunConfig, method: Method) -> None:
     """Refuses what the keys below `data` do not allow together."""
-    data, crop = config.data, config.data.augment.crop_margin
+    data = config.data
     if data.access == "stream" and method.caches_targets:
         raise ConfigError(
             "method.cache_teacher needs images at random access, and data.access is stream",
@@ -156,8 +156,17 @@ def check(config: RunConfig, index: Index, method: Method) -> None:
             "data.augment changes the images in every epoch",
             "set method.cache_teacher=false, or leave out data.augment",
         )
+
+
+def check_shards(config: RunConfig, index: Index) -> None:
+    """Refuses shards that hold other categories, or smaller images, than the configuration wants:
+    before its networks are built, whose weights may be far away.
+    """
+    data, crop = config.data, config.data.augment.crop_margin
+    index.chosen(data.category)
     if crop:
         check_size(index.image_size, data.image_size, crop, "data.augment.crop_margin")
+    check_size(index.image_size, data.image_size, data.centre_margin, "data.centre_margin")
 
 
 def read_as(data: DataConfig, changes: AugmentConfig) -> tuple[int, int]:

@@ -201,10 +201,11 @@ def join(precision: str, trains: bool, patience: timedelta) -> Session:
     if not session.is_main:
         logging.getLogger("kdad_dist").setLevel(logging.ERROR)
     launch.check(session.world, accelerator.distributed_type.value)
+    shared_by = "" if mode == "ddp" and session.world == 1 else f", mode {mode}"  # by nobody
     log.info(
-        "%s, mode %s, device %s, precision %s",
+        "%s%s, device %s, precision %s",
         amount(session.world, "process", "processes"),
-        mode,
+        shared_by,
         session.device,
         precision,
     )

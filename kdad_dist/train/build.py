@@ -21,7 +21,7 @@ from kdad_dist.runtime.engines import build_engine
 from kdad_dist.runtime.finished import say_so
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.identity import frozen_weights, refuse_others
-from kdad_dist.runtime.loaders import first_images, open_loaders
+from kdad_dist.runtime.loaders import check_shards, first_images, open_loaders
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.restore import start_from
@@ -141,6 +141,7 @@ def make(config: RunConfig, sources: Sources, fresh: bool) -> tuple[Index, Metho
     which a run that goes on does not need any more.
     """
     index = Index.read(config.data.shards)
+    check_shards(config, index)
     if config.tells_classes:
         check_classes(list(index.samples), config.data.classes, index.root, index.layout)
     with uncounted("building the networks"):

@@ -112,7 +112,7 @@ def test_a_large_network_is_measured_without_being_built(config):
 
 REFUSED: dict[str, tuple[list[str], int]] = {
     "category": (["data.category=cork"], 2),
-    "size": (["data.image_size=64"], 2),
+    "size": (["data.image_size=64", "method.teacher.weights=gone.safetensors"], 2),
     "margin": (["data.augment.crop_margin=9"], 2),
     "layers": (["method.teacher.layers=[2,9]"], 2),
     "weights": (["method.teacher.weights=gone.safetensors"], 1),

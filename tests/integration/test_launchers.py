@@ -106,5 +106,5 @@ def test_one_process_needs_no_launcher(config, warm_python):
     words = [warm_python, "-m", "kdad_dist", "train", config, f"output={run}"]
     done = launch(*words)
     assert done.returncode == 0, done.stderr
-    assert "1 process, mode ddp" in done.stderr
+    assert "1 process, device cpu, precision no" in done.stderr
     assert json.loads((run / "status.json").read_text())["state"] == "finished"

@@ -331,6 +331,13 @@ def test_an_image_folder_of_classes_keeps_its_classes(tmp_path):
     }
 
 
+def test_all_of_a_few_classes_are_named_and_of_many_how_many_there_are(tmp_path):
+    few = touch(tmp_path / "few", *(f"train/{name}/0.png" for name in ("cat", "dog", "ship")))
+    assert scan(few).reason == "the folders cat, dog and ship in train hold images"
+    many = touch(tmp_path / "many", *(f"{name}/0.png" for name in "abcdefg"))
+    assert scan(many).reason == "the folders a, b, c and 4 more in many hold images"
+
+
 def test_classes_without_a_split_are_training_data(tmp_path):
     root = touch(tmp_path / "pets", "cat/0.png", "dog/0.png")
     assert [(str(r.split), r.class_name) for r in scan(root).records] == [
