@@ -25,6 +25,7 @@ from kdad_dist.demo.images import CATEGORY, DEFECTS, SIDE, Example, examples
 from kdad_dist.errors import KdadError, Preempted, UsageError
 from kdad_dist.files import shipped
 from kdad_dist.metrics.evaluation import Evaluation
+from kdad_dist.wording import duration
 from kdad_dist.wording import kdad as typed
 
 TRAIN, GOOD, DEFECTIVE = 120, 30, 8
@@ -89,7 +90,8 @@ def demo(out: Path, seed: int) -> None:
     kdad("report", place.run)
     metrics = json.loads((place.run / "metrics.json").read_text(encoding="utf-8"))
     say(f"\n{table(metrics, z_score(data, recipe.score.smooth_sigma))}\n")
-    say(f"{time.monotonic() - started:.0f} seconds. {AFTER.format(report=page(place.run))}")
+    took = duration(time.monotonic() - started)
+    say(f"{took} from the first line to here. {AFTER.format(report=page(place.run))}")
 
 
 AFTER = """The page with all results, curves and pictures:
