@@ -14,12 +14,21 @@ machines=${KDAD_MACHINES:-1}
 
 refuse() { echo "$1" >&2; exit 2; }
 
+# The end of a refusal: the mode that is the given one but for capitals, hyphens and underscores.
+meant() {
+    local known given
+    given=$(tr -cd '[:alnum:]' <<<"$mode" | tr '[:upper:]' '[:lower:]')
+    for known in cpu gpu multi_gpu fsdp2 zero1 zero2 zero3; do
+        if [[ ${known//_/} == "$given" ]]; then echo "; did you mean $known?"; fi
+    done
+}
+
 case $mode in
     cpu) export ACCELERATE_USE_CPU=true ;;
     gpu) KDAD_PROCESSES=1 ;;
     multi_gpu | fsdp2 | zero[123])
         [[ -n ${KDAD_PROCESSES:-} ]] || refuse "KDAD_MODE=$mode needs KDAD_PROCESSES: the GPUs of each machine" ;;
-    *) refuse "KDAD_MODE is '$mode'; known are cpu, gpu, multi_gpu, fsdp2, zero1, zero2, zero3" ;;
+    *) refuse "KDAD_MODE is '$mode'; known are cpu, gpu, multi_gpu, fsdp2, zero1, zero2, zero3$(meant)" ;;
 esac
 [[ ${KDAD_PROCESSES:-1} =~ ^[1-9][0-9]*$ ]] ||
     refuse "KDAD_PROCESSES is '$KDAD_PROCESSES'; it must be a whole number, 1 or more"
@@ -52,9 +61,12 @@ fi
 if [[ $machines -eq 1 ]]; then
     launcher+=(--main_process_port 0)  # any free port: several runs may share a machine
 else
+    [[ ${KDAD_MACHINE_RANK:-} =~ ^(0|[1-9][0-9]*)$ && $KDAD_MACHINE_RANK -lt $machines ]] ||
+        refuse "KDAD_MACHINE_RANK is '${KDAD_MACHINE_RANK:-}'; set it to this machine's number, from 0 to $((machines - 1))"
+    [[ -n ${KDAD_MAIN_ADDRESS:-} ]] ||
+        refuse "KDAD_MACHINES=$machines needs KDAD_MAIN_ADDRESS: the address of machine 0"
     launcher+=(
-        --machine_rank "${KDAD_MACHINE_RANK:?set it to this machine, counted from 0}"
-        --main_process_ip "${KDAD_MAIN_ADDRESS:?set it to the address of machine 0}"
+        --machine_rank "$KDAD_MACHINE_RANK" --main_process_ip "$KDAD_MAIN_ADDRESS"
         --main_process_port "${KDAD_MAIN_PORT:-29500}"
     )
 fi

@@ -10,6 +10,7 @@ and goes on from what it kept whenever SIGTERM ended it.
 """
 
 import json
+import logging
 import signal
 import subprocess
 import sys
@@ -73,6 +74,7 @@ def launch(arguments: object) -> int:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
+    logging.getLogger(SignalException.__module__).addFilter(tells_more)
     try:
         launch_command(arguments)
     except ImportError as error:
@@ -89,6 +91,16 @@ def launch(arguments: object) -> int:
     else:
         return 0
     return code if code > 0 else 1
+
+
+def tells_more(record: logging.LogRecord) -> bool:
+    """Whether a line of torch's launcher tells more than the processes did.
+
+    One that left by itself said why; one that a signal ended could not.
+    """
+    said = record.getMessage()
+    by_itself = said.startswith("failed (exitcode: ") and "(exitcode: -" not in said
+    return not (by_itself or said.startswith("Sending process "))
 
 
 if __name__ == "__main__":

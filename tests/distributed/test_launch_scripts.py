@@ -1,6 +1,7 @@
 """The launch scripts start what they say and leave with the run's own exit code."""
 
 import json
+import logging
 import os
 import subprocess
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from kdad_dist.runtime.launcher import exit_code, saved
+from kdad_dist.runtime.launcher import exit_code, saved, tells_more
 from tests.needs import REPOSITORY
 from tests.shards import make_shards
 
@@ -69,6 +70,7 @@ def test_a_preempted_run_leaves_with_75_and_a_later_mistake_does_not(config: Pat
     # What an earlier launch left behind is not taken for the outcome of this one.
     refused = train(config, "optim.lr=-1", KDAD_PROCESSES="2")
     assert refused.returncode == 2, refused.stderr
+    assert "optim.lr" in refused.stderr and "torch/distributed" not in refused.stderr
 
 
 @pytest.mark.parametrize("mode", ["fsdp2", "zero3"])
@@ -114,14 +116,38 @@ def test_a_launch_has_saved_only_where_its_own_training_stopped_in_order() -> No
         ({"KDAD_PROCESSES": "two"}, "KDAD_PROCESSES is 'two'"),
         ({"KDAD_PROCESSES": "0"}, "KDAD_PROCESSES is '0'"),
         ({"KDAD_MODE": "zero2", "KDAD_PROCESSES": ""}, "KDAD_MODE=zero2 needs KDAD_PROCESSES"),
+        ({"KDAD_MACHINES": "2"}, "KDAD_MACHINE_RANK is ''; set it to this machine's number"),
+        ({"KDAD_MACHINES": "2", "KDAD_MACHINE_RANK": "2"}, "number, from 0 to 1"),
+        ({"KDAD_MACHINES": "2", "KDAD_MACHINE_RANK": "1"}, "needs KDAD_MAIN_ADDRESS"),
+        ({"KDAD_MODE": "Multi-GPU"}, "did you mean multi_gpu?"),
     ],
 )
-def test_a_number_of_processes_that_is_none_is_refused(
+def test_a_variable_that_is_missing_or_wrong_is_refused(
     config: Path, variables: dict[str, str], said: str
 ) -> None:
     result = script("train", config, **variables)
     assert result.returncode == 2
     assert said in result.stderr
+
+
+@pytest.mark.parametrize("job", ["train", "score", "sweep", "collect"])
+def test_a_job_that_is_started_instead_of_submitted_says_how_to(job: str) -> None:
+    outside = {k: v for k, v in os.environ.items() if not k.startswith("SLURM_")}
+    words = ["bash", f"slurm/{job}.sbatch", "it"]
+    result = subprocess.run(words, cwd=REPOSITORY, env=outside, capture_output=True, text=True)
+    assert result.returncode == 2
+    assert "submit it: sbatch " in result.stderr and f"slurm/{job}.sbatch" in result.stderr
+
+
+def test_only_what_no_process_could_tell_is_left_of_torchs_lines() -> None:
+    def told(text: str, *words: object) -> bool:
+        return tells_more(logging.LogRecord("", logging.ERROR, "", 0, text, words, None))
+
+    failed = "failed (exitcode: %s) local_rank: %s (pid: %s) of binary: %s"
+    assert not told(failed, 2, 0, 7, "python")
+    assert told(failed, -9, 0, 7, "python")
+    assert not told("Sending process %s closing signal %s", 7, "SIGTERM")
+    assert told("Unable to shutdown process %s via %s, forcefully exiting via %s", 7, "a", "b")
 
 
 def test_a_device_that_a_mode_does_not_have_is_refused(config: Path) -> None:
