@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -57,7 +58,7 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
 
     Raises:
         DataError: the directory cannot be written.
-        UsageError: there is no sbatch here.
+        UsageError: there is no SLURM here, or no cluster that answers; nothing was written.
         KdadError: sbatch refused, in its own words.
     """
     left, directory = sweep.left(), sweep.directory
@@ -68,6 +69,7 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
         for name in (ARRAY, COLLECT)
     }
     if not dry_run:
+        refuse_without_cluster()
         sweep.write(left)
         write_table(sweep)
         with files.writing(directory):
@@ -104,6 +106,23 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
     return Submission(scripts, arrays, collect, jobs)
 
 
+def refuse_without_cluster() -> None:
+    """Raises UsageError where nothing can be submitted, whatever the options."""
+    remedy = "start the same command where `sinfo` answers, as on a login node, or without --slurm"
+    for program in ("sbatch", "sinfo"):
+        if shutil.which(program) is None:
+            raise UsageError(f"there is no {program} on this machine", remedy)
+    asked = subprocess.run(
+        ["sinfo", "--noheader"],  # noqa: S607
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if asked.returncode:
+        why = asked.stderr.strip().rpartition("\n")[2]
+        raise UsageError(f"no SLURM controller is reachable from here ({why})", remedy)
+
+
 def waiting(after: Sequence[str]) -> list[str]:
     """Options of an array that starts when these tasks have succeeded."""
     if not after:
@@ -125,15 +144,9 @@ def groups(left: Sequence[Job]) -> list[list[Job]]:
 def sbatch(command: Sequence[str]) -> str:
     """The id of the job that this command submits."""
     own = {"KDAD_PYTHON": sys.executable, "KDAD_LAUNCH": str(files.shipped("launch").resolve())}
-    try:
-        done = subprocess.run(  # noqa: S603 (its words one by one, without a shell)
-            command, env=own | os.environ, capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        raise UsageError(
-            "there is no sbatch on this machine",
-            "start the same command on a login node, or without --slurm",
-        ) from None
+    done = subprocess.run(  # noqa: S603 (its words one by one, without a shell)
+        command, env=own | os.environ, capture_output=True, text=True, check=False
+    )
     if done.returncode:
         raise KdadError(
             f"sbatch refused: {done.stderr.strip()}", "give it what it wants with --sbatch=OPTION"

@@ -169,10 +169,20 @@ def test_slurm_is_told_the_unfinished_runs_word_by_word(config):
         assert not sweep.directory.joinpath(name).exists()
 
 
-def test_without_sbatch_a_sweep_says_so(config, monkeypatch):
-    monkeypatch.setenv("PATH", "")
+def test_where_nothing_can_be_submitted_a_sweep_says_so_and_writes_nothing(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    sweep = planned(config)
     with pytest.raises(UsageError, match="no sbatch"):
-        submit(planned(config), None, [], dry_run=False)
+        submit(sweep, None, [], dry_run=False)
+    for program in ("sbatch", "sinfo"):
+        script = tmp_path / program
+        script.write_text("#!/bin/sh\necho first >&2; echo 'sinfo: fatal: no answer' >&2; exit 1\n")
+        script.chmod(0o755)
+    with pytest.raises(UsageError, match=r"no SLURM controller .* \(sinfo: fatal: no answer\)"):
+        submit(sweep, None, [], dry_run=False)
+    assert not sweep.directory.exists()
 
 
 VARIANTS = """
