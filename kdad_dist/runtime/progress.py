@@ -60,6 +60,7 @@ class Progress:
     def __init__(self, bar: Bar | None, title: str, total: int, unit: str, done: int) -> None:
         self.title, self.total, self.unit, self.done = on_one_line(title), total, unit, done
         self._first, self._started, self._said = done, time.monotonic(), time.monotonic()
+        self._told: tuple[int, str] | None = None
         self._bar = bar
         self._task = bar.add_task(self.title, total=total, completed=done, note="") if bar else None
 
@@ -83,8 +84,11 @@ class Progress:
             self._bar.update(self._task, completed=self.done, total=self.total, note=text)
             if time.monotonic() - self._started > PATIENCE:
                 self._bar.start()  # does nothing where it was
-        elif time.monotonic() - self._said > SECONDS_BETWEEN_LINES:
-            self._said = time.monotonic()
+        elif (
+            time.monotonic() - self._said > SECONDS_BETWEEN_LINES
+            and (self.done, note) != self._told  # what stands still is said once
+        ):
+            self._said, self._told = time.monotonic(), (self.done, note)
             log.info("%s: %d/%d %s  %s", self.title, self.done, self.total, self.unit, text)
 
 

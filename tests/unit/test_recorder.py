@@ -109,6 +109,16 @@ def test_what_is_done_between_two_steps_stands_beside_the_bar(tmp_path, clock, c
     ]
 
 
+def test_a_log_says_once_that_nothing_moves(clock, caplog):
+    caplog.set_level(logging.INFO, "kdad_dist")
+    bar = progress.Progress(None, "packing", 9, "images", done=0)
+    for done in (0, 0, 4, 4, 9):
+        clock.now += progress.SECONDS_BETWEEN_LINES + 1
+        bar.at(done, 9)
+    told = [record.getMessage().split()[1] for record in caplog.records]
+    assert told == ["0/9", "4/9", "9/9"]
+
+
 def test_a_checkpoint_that_failed_leaves_no_line(tmp_path, clock):
     with pytest.raises(OSError), recording(tmp_path) as record, record.saving(1):
         raise OSError
