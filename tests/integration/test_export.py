@@ -301,7 +301,8 @@ def test_the_notebook_runs_on_a_run_and_stores_nothing(runs, tmp_path, monkeypat
     ).execute()
     told = [output for cell in notebook.cells for output in cell.get("outputs", [])]
     [said] = [output["text"] for output in told if output.get("name") == "stdout"]
-    assert [line.split(":")[0] for line in said.splitlines()] == ["0.png", "1.png", "2.png"]
+    names = sorted(path.name for path in (runs / "new").iterdir())
+    assert [line.split(":")[0] for line in said.splitlines()] == names
     *_, picture, scores = [output["data"] for output in told if "data" in output]
     shown = Image.open(io.BytesIO(base64.b64decode(picture["image/png"])))
     assert shown.size == (64, 32)
