@@ -89,7 +89,14 @@ def cautions(sweep: Sweep) -> dict[str, list[str]]:
     """
     said: dict[str, list[str]] = {}
     typed = [word for word in sweep.typed if word.split("=")[0].split(".")[0] not in NEUTRAL]
+    shards = [word for word in typed if word.startswith("data.shards=")]
+    typed = [word for word in typed if word not in shards]
     published = [name for name in sweep.names if name in sweep.published]
+    if shards and published:
+        said[
+            f"What is published is matched by name alone: whether {shards[-1]} holds the data set "
+            "that it is of, nobody has checked."
+        ] = published
     if typed and published:
         said[
             f"Set otherwise than in the configuration: {', '.join(typed)}. What is published "

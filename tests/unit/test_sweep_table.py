@@ -8,14 +8,14 @@ import pytest
 from PIL import Image
 
 from kdad_dist.cli.results import report
-from kdad_dist.config.load import find, recipe_names, recipes_directory
+from kdad_dist.config.load import find, load, recipe_names, recipes_directory
 from kdad_dist.errors import DataError
 from kdad_dist.report.tables import curve
 from kdad_dist.sweep.jobs import Sweep
 from kdad_dist.sweep.page import curves, unlike, write_page
 from kdad_dist.sweep.plan import plan, plan_variants
 from kdad_dist.sweep.published import read_published
-from kdad_dist.sweep.table import write_table
+from kdad_dist.sweep.table import cautions, write_table
 from kdad_dist.sweep.text import as_latex
 from tests.helpers_run import write_log
 from tests.pages import Page
@@ -219,6 +219,13 @@ def test_of_variants_there_is_no_mean(config, tmp_path):
         assert [row["cautions"] for row in csv.DictReader(file)] == [f"{told} {theirs}", theirs]
     assert found["categories"]["one"]["pixel_ap"]["difference"] == 0.25
     assert "mean" not in (sweep.directory / "table.csv").read_text().split("is_mean")[1]
+
+
+def test_of_shards_of_ones_own_it_is_said_that_published_figures_match_by_name_alone(config):
+    publish(config, "zip,pixel_ap,0.5,A,")
+    own = f"data.shards={load(config).data.shards}"
+    caution, classes = next(iter(cautions(plan(str(config), [own], ["all"], 1)).items()))
+    assert f"matched by name alone: whether {own} holds" in caution and classes == ["zip"]
 
 
 @pytest.mark.parametrize(
