@@ -25,7 +25,7 @@ from kdad_dist.data.stream import StreamLoader
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods import build_method
 from kdad_dist.runtime import session
-from kdad_dist.runtime.loaders import open_loaders
+from kdad_dist.runtime.loaders import check_shards, open_loaders
 from tests.shards import make_shards
 
 ALL = AugmentConfig(crop_margin=4, brightness=0.3, saturation=0.5, flip=True)
@@ -265,14 +265,11 @@ def test_without_options_training_images_are_those_that_are_scored(
             assert torch.equal(image, as_scored(reader, samples[row]))
 
 
-@pytest.mark.parametrize("access", ["indexed", "stream"])
 @pytest.mark.parametrize("margin", [5, 300])
-def test_a_margin_beyond_the_packed_size_is_named(index: Index, access: str, margin: int):
-    config = run_config(index, {"crop_margin": margin}, data={"access": access})
-    method = build_method(config)
-    wanted = pytest.raises(ConfigError, match=f"crop_margin={margin} .*of 16")
-    with session.start() as here, wanted as caught:
-        open_loaders(config, index, method, here, POLL)
+def test_a_margin_beyond_the_packed_size_is_named(index: Index, margin: int):
+    config = run_config(index, {"crop_margin": margin})
+    with pytest.raises(ConfigError, match=f"crop_margin={margin} .*of 16") as caught:
+        check_shards(config, index)
     assert f"--size {SIZE + margin}" in caught.value.remedy
 
 
