@@ -48,7 +48,7 @@ def open_loaders(
 
     Raises:
         DataError: there is no training image at all.
-        ConfigError: the teacher's features are to be cached of images that are streamed or augmented.
+        ConfigError: a teacher's features are to be cached of images that change or are streamed.
     """
     train, held_out = choose(config, index, method)
     log.info("%d training images, %d held out for validation", len(train), len(held_out))
