@@ -7,13 +7,19 @@ import pickle
 import random
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
-from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    _MEM_FORMAT_ENCODING,
+    BytesStorageMetadata,
+    Metadata,
+    TensorStorageMetadata,
+)
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from kdad_dist.config.methods import LoraConfig, LoraMaeConfig
@@ -212,23 +218,40 @@ def resealed(path: Path, **changes: Any) -> None:
 
 
 class Hostile:
-    def __init__(self, target: Path) -> None:
-        self.target = target
+    def __init__(self, call: Callable[..., object], *arguments: object) -> None:
+        self.reduced = call, arguments
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (os.mkdir, (str(self.target),))
+        return self.reduced
 
 
 def test_an_index_that_would_run_code_is_refused_and_the_code_not_run(tmp_path: Path):
     path = save(tmp_path / "run", 1)
     trap = tmp_path / "it_ran"
-    (path / ".metadata").write_bytes(pickle.dumps(Hostile(trap)))
+    (path / ".metadata").write_bytes(pickle.dumps(Hostile(os.mkdir, str(trap))))
     resealed(path)
     with pytest.raises(CheckpointError, match=r"not an index of tensors .*mkdir"):
         manager(tmp_path / "run").load(path, Tensors(*make()))
     assert not trap.exists()
     pickle.loads((path / ".metadata").read_bytes())  # it would have
     assert trap.exists()
+
+
+def test_an_index_that_was_written_by_python_3_11_0_is_read(tmp_path: Path, monkeypatch):
+    by_name = lambda self, _protocol: (getattr, (type(self), self.name))  # noqa: E731
+    monkeypatch.setattr(_MEM_FORMAT_ENCODING, "__reduce_ex__", by_name)
+    path = save(tmp_path, 1)
+    assert b"getattr" in (path / ".metadata").read_bytes()
+    manager(tmp_path).load(path, Tensors(*make()))
+
+
+@pytest.mark.parametrize("of", [(_MEM_FORMAT_ENCODING, "mro"), (Metadata, "__init__")])
+def test_an_index_that_asks_for_any_other_attribute_is_refused(tmp_path: Path, of: tuple[Any, str]):
+    path = save(tmp_path, 1)
+    (path / ".metadata").write_bytes(pickle.dumps(Hostile(getattr, *of)))
+    resealed(path)
+    with pytest.raises(CheckpointError, match=f"not an index of tensors .*{of[1]}"):
+        manager(tmp_path).load(path, Tensors(*make()))
 
 
 @pytest.mark.parametrize("elsewhere", ["../secret.distcp", "/etc/passwd", "unlisted.distcp"])
