@@ -89,18 +89,19 @@ class YamlSource:
         if not equals or not all(key.split(".")):
             raise ConfigError(f"{text!r} is not an override", "write key.subkey=value")
         target: Any = self.values
-        *parents, last = key.split(".")
-        for parent in parents:
+        *parents, last = here = tuple(key.split("."))
+        typed = [here]
+        for depth, parent in enumerate(parents, start=1):
             if not isinstance(target.get(parent), dict):
                 target[parent] = {}
+                typed.append(here[:depth])
             target = target[parent]
         try:
             target[last] = yaml.safe_load(value)
         except NOT_YAML as error:
             raise ConfigError(f"the value of {text!r} is not YAML: {error}", "quote it") from None
-        here = tuple(key.split("."))
         kept = {where: line for where, line in self.places.items() if where[: len(here)] != here}
-        self.places = {**kept, here: TYPED}
+        self.places = {**kept, **dict.fromkeys(typed, TYPED)}
 
     def place(self, location: Location) -> str:
         """Where the value, or the nearest section around it, stands."""
@@ -116,7 +117,7 @@ def dotted(location: Location) -> str:
 def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigError:
     """One error that names every problem which pydantic found."""
     problems = []
-    written = _rules_broken(YamlSource.read(source.path).values, root)
+    written = _wrong_places(YamlSource.read(source.path).values, root)
     for item in error.errors():
         # Where several kinds of value are allowed, pydantic puts the kind behind the path.
         found = tuple(part for part in item["loc"] if part not in {"", "str", "list[str]"})
@@ -125,7 +126,11 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
         elsewhere = _sections_with(root, str(found[-1])) if found else []
         sentence = _sentence(location, item, _keys_at(root, found[:-1]), elsewhere)
         # A rule over several keys is told of their section, though it was broken by typing one.
-        typed = item["type"] == "value_error" and (item["loc"], item["msg"]) not in written
+        # Where the file alone is wrong there, nobody knows which: pydantic comes to a rule only
+        # where all values below it are sound.
+        typed = item["type"] == "value_error" and not any(
+            where[: len(item["loc"])] == item["loc"] for where in written
+        )
         problems.append(f"  {TYPED if typed else source.place(location)}: {sentence}")
     unique = list(dict.fromkeys(problems))
     return ConfigError(
@@ -134,12 +139,12 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
     )
 
 
-def _rules_broken(values: dict[str, Any], root: type) -> set[tuple[Location, str]]:
-    """Where the values alone break rules of the configuration, and in which words."""
+def _wrong_places(values: dict[str, Any], root: type) -> set[Location]:
+    """Where pydantic finds fault with the values alone."""
     try:
         TypeAdapter(root).validate_python(values)
     except ValidationError as error:
-        return {(item["loc"], item["msg"]) for item in error.errors()}
+        return {item["loc"] for item in error.errors()}
     return set()
 
 
