@@ -40,7 +40,7 @@ from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import shared
-from kdad_dist.wording import meant_path
+from kdad_dist.wording import beside
 
 SUFFIXES = frozenset(f".{ext}" for ext in EXTENSIONS.values()) | {".jpeg", ".tiff"}
 BOX_COLOUR = (255, 255, 255)
@@ -211,10 +211,12 @@ def none_named(pattern: str) -> DataError:
     path, near = Path(pattern), ""
     if path.is_dir():
         wrong = "holds no image"
+    elif path.exists() or path.is_symlink():
+        wrong = "is a pipe, a device or a link to nothing, not a file"
     elif any(character in pattern for character in "*?["):
         wrong = "matches no file"
     else:
-        wrong, near = "does not exist", meant_path(path, path.parent.glob("*"))
+        wrong, near = "does not exist", beside(path, "*")
     return DataError(
         f"{pattern} {wrong}",
         f"{near}give images (they end in {', '.join(sorted(SUFFIXES))}), folders or patterns",

@@ -35,11 +35,18 @@ def meant(name: str, known: Iterable[str]) -> str:
     return f"did you mean {found[0]}? " if found else ""
 
 
-def meant_path(path: Path, known: Iterable[Path]) -> str:
-    """The same of paths: told whole, but compared by name, since neighbours share the rest."""
-    by_name = {other.name: other for other in known}
-    found = difflib.get_close_matches(path.name, by_name, n=1)
-    return f"did you mean {by_name[found[0]]}? " if found else ""
+def beside(path: Path, *patterns: str) -> str:
+    """The same of a path: which of the others in its folder that match, or hold what does.
+
+    Args:
+        patterns: seen from that folder: `*` matches all others, `*/` folders, `*/index.json` those
+            with an index.
+    """
+    folder = path.parent  # whose `glob` passes over what may not be looked into
+    matches = (match for pattern in patterns for match in folder.glob(pattern))
+    others = {match.relative_to(folder).parts[0] for match in matches} - {path.name}
+    found = difflib.get_close_matches(path.name, others, n=1)
+    return f"did you mean {folder / found[0]}? " if found else ""
 
 
 def amount(number: int, one: str, several: str = "") -> str:

@@ -17,7 +17,7 @@ from kdad_dist.config.data import DataConfig as DataConfig
 from kdad_dist.config.errors import YamlSource, describe
 from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import ConfigError
-from kdad_dist.wording import kdad, meant, meant_path
+from kdad_dist.wording import beside, kdad, meant
 
 CONFIG_FILE = "config.yaml"
 """The configuration of a run, in its directory."""
@@ -48,7 +48,7 @@ def find(name: str) -> Path:
     if path.suffix in {".yaml", ".yml"}:
         if path.is_file():
             return path
-        near = meant_path(path, [*path.parent.glob("*.y*ml"), *map(Path, recipe_names())])
+        near = beside(path, "*.yaml", "*.yml") or meant(path.stem, recipe_names())
         raise ConfigError(f"there is no config file {name}", f"{near}check the path")
     recipe = recipes_directory() / f"{name}.yaml"
     if recipe.is_file():
@@ -108,9 +108,7 @@ def config_of(run: Path) -> Path:
         return path
     if (run / SWEEP_FILE).is_file():
         raise _of_sweep(run)
-    known = (CONFIG_FILE, SWEEP_FILE)
-    beside = [file.parent for name in known for file in run.parent.glob(f"*/{name}")]
-    near = meant_path(run, beside)
+    near = beside(run, f"*/{CONFIG_FILE}", f"*/{SWEEP_FILE}")
     no_run = f"is not a run directory: it holds no {CONFIG_FILE}"
     wrong = no_run if run.exists() else "does not exist"
     raise ConfigError(

@@ -28,7 +28,7 @@ from kdad_dist.data.records import (
 )
 from kdad_dist.data.visa import COLUMNS, find_table, read_visa
 from kdad_dist.errors import DataError
-from kdad_dist.wording import enumerated, meant_path
+from kdad_dist.wording import beside, enumerated
 
 TEST_FRACTION = 0.2
 """Share of the normal images of a plain folder that becomes test data, by a hash of the key."""
@@ -77,7 +77,7 @@ def scan(
 def _recognise(root: Path, layouts: Sequence[Layout]) -> Scan:
     if not root.is_dir():
         what = "is not a folder" if root.exists() else "does not exist"
-        near = meant_path(root, (other for other in root.parent.glob("*") if other.is_dir()))
+        near = beside(root, "*/")
         raise DataError(f"{root} {what}", f"{near}give the folder that holds the images")
     found: list[tuple[Layout, str]] = []
     for name in layouts:

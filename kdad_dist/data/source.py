@@ -14,7 +14,7 @@ from urllib.error import URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kdad_dist.errors import DataError
-from kdad_dist.wording import meant_path
+from kdad_dist.wording import beside
 
 TIMEOUT = 30  # seconds without an answer
 MAX_INDEX = 2**30
@@ -47,8 +47,7 @@ def fetch(root: str, name: str, most: int = MAX_INDEX) -> bytes:
             content = file.read(most + 1)
     except (OSError, HTTPException) as error:
         if isinstance(error, FileNotFoundError) and not Path(root).exists():
-            beside = Path(root).parent.glob("*/index.json")
-            near = meant_path(Path(root), (index.parent for index in beside))
+            near = beside(Path(root), "*/index.json")
             raise FolderMissing(f"{root} does not exist", f"{near}{REMEDY}") from None
         raise DataError(f"{where} cannot be read: {error}", REMEDY) from None
     if len(content) > most:

@@ -17,7 +17,7 @@ from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE
 from kdad_dist.errors import CheckpointError, UsageError
 from kdad_dist.runtime.manifest import read_manifest, verify
 from kdad_dist.runtime.rundir import CHECKPOINTS, DATA_FILE, LOG_FILE, STATUS_FILE, last_words
-from kdad_dist.wording import meant_path
+from kdad_dist.wording import beside
 
 SILENT = 30 * 60.0
 """Seconds after which a run that says it is running, and writes nothing, is not believed: for as
@@ -79,7 +79,7 @@ def survey(
         UsageError: there is none.
     """
     if not folder.is_dir():
-        near = meant_path(folder, (other for other in folder.parent.glob("*") if other.is_dir()))
+        near = beside(folder, "*/")
         raise UsageError(f"there is no directory {folder}", f"{near}check the path")
     below, found = list(runs(folder)), []
     for run, started in below:

@@ -162,11 +162,15 @@ def test_examples_keep_reconstructions_where_the_method_gives_them(folder):
         ("photo", "photo does not exist\n  -> did you mean photos? give images"),
         ("photos", "photos holds no image"),
         ("photos/*.png", "photos/*.png matches no file"),
+        ("pipe.png", "pipe.png is a pipe, a device or a link to nothing, not a file\n  -> give"),
+        ("gone.png", "gone.png is a pipe, a device or a link to nothing, not a file\n  -> give"),
     ],
 )
 def test_what_names_no_new_image_is_told_why(tmp_path, monkeypatch, word, said):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "gone.png").symlink_to("nowhere")
     with pytest.raises(DataError) as told:
         find_images([word])
     assert said in str(told.value)

@@ -149,11 +149,30 @@ def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
     assert "run.yaml" in problems(tmp_path, text)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "override", "said"),
+    [
+        # pydantic comes to a rule only where the values below it are sound.
+        ("shards: shards/tile", "tile: 300", "data.shards=x", "run.yaml:2: data: tile 300 is"),
+        ("3}", "3, steps: 3, batch_size: x}", "train.batch_size=4", "run.yaml:4: train: give"),
+        ("", "", "trai.epochs=2", "command line: trai is not a known key"),
+        ("", "", "data.shards.x=2", "command line: data.shards: "),
+        ("", "", "score.synthetic.x=2", "command line: score.synthetic: "),
+    ],
+)
+def test_what_stands_above_or_beside_what_was_typed_has_its_own_place(
+    tmp_path, old, new, override, said
+):
+    message = problems(tmp_path, GOOD.replace(old, new), override)
+    assert f" {said}" in message.replace(str(tmp_path / "run.yaml"), "run.yaml")
+
+
 def test_an_unknown_recipe_names_the_nearest_and_the_known_ones(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for path in (tmp_path / "mine.yaml", tmp_path / "runs/mine/config.yaml"):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    (tmp_path / "zzz.yaml").symlink_to("nowhere")
     for typed, said in (
         ("stfpm_mvtek", "did you mean stfpm_mvtec? give a path .* or one of: .*vitkd"),
         ("stfpm_mvtec.yml", "did you mean stfpm_mvtec? check the path"),
