@@ -39,7 +39,7 @@ def status(
         keep_watching(folder)
     with progress("verifying" if verify else "reading", 1, "runs", brief=not verify) as bar:
         found = survey(folder, verify, bar.at)
-    show(shown(found))
+    show(shown(found, folder))
     if as_json:
         answer({"runs": [asdict(run) for run in found]})
     faults = [fault for run in found for fault in run.damaged]

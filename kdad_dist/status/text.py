@@ -26,8 +26,8 @@ EVERY = 2.0
 """Seconds between two looks, on a terminal."""
 
 
-def shown(found: Sequence[RunStatus]) -> Text:
-    """The runs, those of a sweep together."""
+def shown(found: Sequence[RunStatus], asked: Path) -> Text:
+    """The runs in or below the folder that was asked for, those of a sweep together."""
     runs = sorted(found, key=lambda run: (run.sweep or "", run.run))
     header, *lines = aligned([HEADER, *map(cells, runs)], left=2)
     text = Text(f"{amount(len(runs), 'run')}: {tally(runs)}\n").append(header + "\n", "dim")
@@ -35,9 +35,9 @@ def shown(found: Sequence[RunStatus]) -> Text:
     for sweep, group in groupby(runs, lambda run: run.sweep):
         members = list(group)
         if sweep is not None:
-            # A run that is alone was asked for by name: the others of its sweep were not looked at.
-            name = on_one_line(sweep)
-            told = f"sweep {name}: {tally(members)}" if len(runs) > 1 else f"of sweep {name}"
+            # Of the sweep of a run that was asked for itself, the others were not looked at.
+            name, alone = on_one_line(sweep), Path(members[0].run) == asked
+            told = f"of sweep {name}" if alone else f"sweep {name}: {tally(members)}"
             text.append(f"{told}\n", "bold")
         for run in members:
             said = next(line)
@@ -90,9 +90,9 @@ def watch(folder: Path) -> None:
     """Shows the runs again and again, until Ctrl-C; on a terminal in place."""
     if not CONSOLE.is_terminal:
         while True:
-            show(shown(survey(folder)))
+            show(shown(survey(folder), folder))
             time.sleep(SECONDS_BETWEEN_LINES)
-    with Live(shown(survey(folder)), console=CONSOLE, auto_refresh=False) as live:
+    with Live(shown(survey(folder), folder), console=CONSOLE, auto_refresh=False) as live:
         while True:
             time.sleep(EVERY)
-            live.update(shown(survey(folder)), refresh=True)
+            live.update(shown(survey(folder), folder), refresh=True)

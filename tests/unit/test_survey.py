@@ -221,7 +221,7 @@ def test_no_name_steers_the_terminal_or_is_taken_for_markup(tmp_path):
 
 def text(folder: Path, **console: bool) -> str:
     screen = Console(file=io.StringIO(), width=40, **console)
-    screen.print(shown(survey(folder)), soft_wrap=True)
+    screen.print(shown(survey(folder), folder), soft_wrap=True)
     return cast(io.StringIO, screen.file).getvalue()
 
 
@@ -245,6 +245,11 @@ def test_one_run_of_a_sweep_is_not_told_as_the_sweep(tmp_path):
     assert first == "1 run: 1 finished"
     assert belongs == f"of sweep {tmp_path / 'many'}"
     assert line.split()[:2] == ["finished", str(tmp_path / "many/bottle")]
+    for name in ("cable", "zipper"):
+        (tmp_path / f"many/{name}.yaml").unlink()
+    shutil.rmtree(tmp_path / "many/cable")
+    for asked in (tmp_path, tmp_path / "many"):
+        assert text(asked).splitlines()[2] == f"sweep {tmp_path / 'many'}: 1 finished"
 
 
 def test_states_are_coloured_on_a_terminal_unless_that_is_refused(tmp_path, monkeypatch):
