@@ -13,6 +13,10 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank_here() -> int:
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def gather(values: Float[Tensor, " n"]) -> Float[Tensor, "p n"]:
     """The vectors of all processes, by rank."""
     gathered = values.new_empty(processes() * len(values))
@@ -38,7 +42,7 @@ def rows_of_all(values: Float[Tensor, "b k"]) -> Rows:
     # The host waits for the device here: shares may be unequal, and no process knows another's.
     share = torch.full((1,), len(values), dtype=torch.int64, device=values.device)
     counts: list[int] = gather(share).flatten().tolist()
-    first = sum(counts[: dist.get_rank()])
+    first = sum(counts[: rank_here()])
     return Rows(_RowsOfAll.apply(values, counts), slice(first, first + len(values)))
 
 
@@ -61,4 +65,4 @@ class _RowsOfAll(torch.autograd.Function):
     ) -> tuple[Tensor, None]:
         # Gathered and added in the order of ranks: every process computes the same bits.
         total = gather(gradient.contiguous().flatten()).sum(0).view_as(gradient)
-        return total.split(ctx.counts)[dist.get_rank()], None
+        return total.split(ctx.counts)[rank_here()], None

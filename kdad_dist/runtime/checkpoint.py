@@ -22,6 +22,7 @@ from typing import Any
 
 from kdad_dist.errors import CheckpointError
 from kdad_dist.files import sync_directory
+from kdad_dist.models.gather import rank_here
 from kdad_dist.runtime.background import Background
 from kdad_dist.runtime.manifest import (
     VERSION,
@@ -37,7 +38,7 @@ from kdad_dist.runtime.manifest import (
     step_name,
 )
 from kdad_dist.runtime.saved import Checkpoints, Contents, TrainState, Writable
-from kdad_dist.runtime.together import Group, on_main, rank_here, together
+from kdad_dist.runtime.together import Group, on_main, together
 
 
 @dataclass(frozen=True)

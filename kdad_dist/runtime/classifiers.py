@@ -16,6 +16,7 @@ from kdad_dist.methods.base import Method
 from kdad_dist.methods.classkd import build_student
 from kdad_dist.models.backbone_classifier import KnownClassifier
 from kdad_dist.models.discriminator import Rivals
+from kdad_dist.models.gather import rank_here
 from kdad_dist.runtime.identity import SOURCES, frozen_tensors
 from kdad_dist.runtime.manifest import (
     first_sound,
@@ -26,7 +27,7 @@ from kdad_dist.runtime.manifest import (
 )
 from kdad_dist.runtime.rundir import CHECKPOINTS, STATUS_FILE
 from kdad_dist.runtime.tensors import Tensors
-from kdad_dist.runtime.together import gathered, rank_here, shared
+from kdad_dist.runtime.together import gathered, shared
 from kdad_dist.wording import kdad
 
 log = logging.getLogger(__name__)

@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from kdad_dist.errors import DataError
 from kdad_dist.methods.base import Method
+from kdad_dist.models.gather import rank_here
 from kdad_dist.models.weights import tensors_hash
 from kdad_dist.runtime.progress import progress
-from kdad_dist.runtime.together import gathered, rank_here, shared
+from kdad_dist.runtime.together import gathered, shared
 
 SOURCES = {
     "data": "the content of data.shards",

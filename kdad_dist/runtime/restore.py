@@ -12,6 +12,7 @@ from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard, readout_of
+from kdad_dist.models.gather import rank_here
 from kdad_dist.runtime.classifiers import choose_sources, make_method
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.manifest import read_manifest, verify
@@ -19,7 +20,7 @@ from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.rundir import CHECKPOINTS, refuse_another_reading, scores_folder
 from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
-from kdad_dist.runtime.together import rank_here, shared
+from kdad_dist.runtime.together import shared
 from kdad_dist.wording import kdad
 
 log = logging.getLogger(__name__)

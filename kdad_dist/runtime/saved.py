@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from kdad_dist.errors import CheckpointError
-from kdad_dist.models.gather import processes
+from kdad_dist.models.gather import processes, rank_here
 from kdad_dist.runtime.identity import SOURCES
 from kdad_dist.runtime.manifest import first_sound, published, ranked, read_manifest, verify
-from kdad_dist.runtime.together import Group, on_main, rank_here, together
+from kdad_dist.runtime.together import Group, on_main, together
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,9 @@ from torch.futures import Future
 from torch.optim import Optimizer
 
 from kdad_dist.errors import CheckpointError
+from kdad_dist.models.gather import rank_here
 from kdad_dist.runtime.manifest import damaged
-from kdad_dist.runtime.together import Group, rank_here, together
+from kdad_dist.runtime.together import Group, together
 from kdad_dist.runtime.zero_files import ZeroFiles
 
 METADATA = ".metadata"

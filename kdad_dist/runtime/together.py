@@ -14,13 +14,9 @@ import torch.distributed as dist
 from torch.distributed.checkpoint.api import CheckpointException
 
 from kdad_dist.errors import CheckpointError, KdadError
-from kdad_dist.models.gather import processes
+from kdad_dist.models.gather import processes, rank_here
 
 T = TypeVar("T")
-
-
-def rank_here() -> int:
-    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
 Group = dist.ProcessGroup | None

@@ -14,9 +14,9 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.utils._pytree import tree_map_only
 
 from kdad_dist.files import sync_directory
-from kdad_dist.models.gather import processes
+from kdad_dist.models.gather import processes, rank_here
 from kdad_dist.runtime.tensors import disk_errors, fitting, open_checkpoint, read_into
-from kdad_dist.runtime.together import Group, rank_here, together
+from kdad_dist.runtime.together import Group, together
 from kdad_dist.runtime.zero_files import FOLDER, entry, pieces
 
 STEP = "step"
