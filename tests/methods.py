@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from kdad_dist.config.methods import (
     MkdConfig,
@@ -23,6 +23,7 @@ from kdad_dist.methods.base import Method
 from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.stfpm import Stfpm
 from kdad_dist.methods.vitkd import Vitkd
+from kdad_dist.models.weights import tensors_hash
 from kdad_dist.types import Batch
 
 # ---- as sections of a configuration, for whole runs ----------------------------------------------
@@ -123,6 +124,11 @@ def batch(count: int, seed: int = 0) -> Batch:
     image = torch.rand(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
     row = torch.arange(count)
     return Batch(image.contiguous(memory_format=torch.channels_last), row, row)
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 of the module's parameters and saved buffers."""
+    return tensors_hash(module.state_dict())
 
 
 def gradients(method: Method, losses: dict[str, Tensor]) -> list[Tensor | None]:

@@ -185,11 +185,6 @@ def load_weights(
             own[key].copy_(given[name])
 
 
-def weights_hash(module: nn.Module) -> str:
-    """SHA-256 of the module's parameters and saved buffers: their names, and values as float32."""
-    return tensors_hash(module.state_dict())
-
-
 def tensors_hash(tensors: Mapping[str, Tensor], each: Callable[[], object] = lambda: None) -> str:
     """SHA-256 of tensors: their names, and their values as float32, one after the other.
 

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from kdad_dist.errors import WeightsError
-from kdad_dist.models.weights import weights_hash
-from tests.methods import make_vitkd
+from tests.methods import make_vitkd, weights_hash
 from tests.security.test_files import trap  # noqa: F401 - a fixture
 from tests.unit.test_vitkd import hub  # noqa: F401
 

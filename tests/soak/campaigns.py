@@ -24,13 +24,12 @@ from kdad_dist.data.reader import ShardReader
 from kdad_dist.data.verify import verify as verify_shards
 from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods import build_method
-from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime.manifest import verify
 from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
 from tests.kdad import Launched, lines, weights
 from tests.launcher import wait_for
-from tests.methods import tiny
+from tests.methods import tiny, weights_hash
 from tests.needs import REPOSITORY
 
 CONFIG = tiny(

@@ -15,7 +15,8 @@ from kdad_dist.config.methods import TeacherConfig
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models import weights as weights_module
 from kdad_dist.models.backbone import FeatureNet, build_backbone, build_student, build_teacher
-from kdad_dist.models.weights import load_weights, read_weights, weights_hash
+from kdad_dist.models.weights import load_weights, read_weights
+from tests.methods import weights_hash
 
 SMALL = "test_resnet"
 LAYERS = [1, 2, 3]

@@ -6,11 +6,10 @@ import pytest
 import torch
 
 from kdad_dist.methods.base import Method
-from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime.activations import activations
 from kdad_dist.runtime.flops import operations
 from kdad_dist.types import Batch
-from tests.methods import STUDENTS, batch, gradients
+from tests.methods import STUDENTS, batch, gradients, weights_hash
 
 every_student = pytest.mark.parametrize("make", STUDENTS.values(), ids=STUDENTS.keys())
 Make = Callable[..., Method]

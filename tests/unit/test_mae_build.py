@@ -17,7 +17,7 @@ from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.lora import MARK, merged_tensors
 from kdad_dist.models.mae import PRESETS, Architecture, MaskedAutoencoder
 from kdad_dist.models.mae_build import build_mae
-from kdad_dist.models.weights import weights_hash
+from tests.methods import weights_hash
 
 SMALL = Architecture(4, 32, 2, 4, 16, 2, 2)
 SIZE = 24

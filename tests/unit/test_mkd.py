@@ -12,9 +12,8 @@ from kdad_dist.methods import build_method
 from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.readout import Readout
 from kdad_dist.methods.saliency import Guided
-from kdad_dist.models.weights import weights_hash
 from kdad_dist.tiling import Tiling
-from tests.methods import batch, make_mkd
+from tests.methods import batch, make_mkd, weights_hash
 
 HOW = ["gradient", "smoothgrad", "guided"]
 

@@ -8,8 +8,7 @@ from kdad_dist.config.load import load
 from kdad_dist.config.methods import StfpmConfig, TeacherConfig
 from kdad_dist.methods import build_method
 from kdad_dist.methods.stfpm import Stfpm
-from kdad_dist.models.weights import weights_hash
-from tests.methods import batch, make_stfpm
+from tests.methods import batch, make_stfpm, weights_hash
 
 
 @pytest.mark.parametrize("combine", ["product", "sum", "sum_per_area"])

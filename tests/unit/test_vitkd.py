@@ -13,10 +13,9 @@ from huggingface_hub import constants
 
 from kdad_dist.config.load import load
 from kdad_dist.errors import ConfigError, KdadError, WeightsError
-from kdad_dist.models.weights import weights_hash
 from kdad_dist.runtime.activations import activations
 from kdad_dist.runtime.flops import operations
-from tests.methods import batch, gradients, make_hub_vit, make_vitkd
+from tests.methods import batch, gradients, make_hub_vit, make_vitkd, weights_hash
 from tests.needs import REPOSITORY
 
 ID = "nateraw/vit-base-patch16-224-cifar10"
