@@ -34,7 +34,10 @@ def wait_for(
 
 
 def free_port() -> int:
-    """A port that nothing listens on, and that nobody else is given before somebody does."""
+    """A port that nothing listens on, and that no other test here is given before somebody does.
+
+    Two sessions of pytest at once, or more than nine workers, could meet, though rarely.
+    """
     for port in _ports():
         with socket.socket() as listener, suppress(OSError):
             listener.bind(("", port))

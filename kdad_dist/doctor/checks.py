@@ -185,8 +185,9 @@ def hub(_: Request) -> Iterator[Finding]:
         return
     remedy = (
         "where there is a network, download the weights that your recipe names, and copy the file "
-        "here (`kdad train RECIPE --dry-run` says its address, and the key that takes its path); "
-        "or try things out without pretraining: method.teacher.weights=random"
+        "here (once the data is packed, `kdad train RECIPE --dry-run` says its address, and the "
+        "key that takes its path); or try things out without pretraining: "
+        "method.teacher.weights=random"
     )
     yield Finding("hub", NOTE, f"{host} {trouble}; {place}", remedy)
 

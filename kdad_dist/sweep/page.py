@@ -22,6 +22,7 @@ from kdad_dist.sweep.jobs import SCORED, Sweep
 from kdad_dist.sweep.published import METRICS
 from kdad_dist.sweep.table import write_table
 from kdad_dist.sweep.text import Table, as_latex, as_markdown, compared, grids, remarks
+from kdad_dist.wording import amount
 
 PAGE, LATEX = "report.html", "table.tex"
 
@@ -48,7 +49,7 @@ def write_page(sweep: Sweep, latex: bool = False, png: bool = False) -> Table:
     Raises:
         DataError: the directory cannot be written.
     """
-    with uncounted(f"reading {len(sweep.jobs)} runs"):
+    with uncounted(f"reading {amount(len(sweep.jobs), 'run')}"):
         found = write_table(sweep)
         charts = drawings(sweep, found)
     page = template("sweep.html.j2").render(

@@ -31,6 +31,7 @@ from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest
 from kdad_dist.runtime.together import shared
 from kdad_dist.types import Poll
+from kdad_dist.wording import amount
 
 log = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def assemble(
     method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]
     loaders = open_loaders(config, index, method, here, poll)
     if method.wants_images:
-        with uncounted(f"preparing the method on {method.wants_images} images"):
+        with uncounted(f"preparing the method on {amount(method.wants_images, 'image')}"):
             method.prepare(first_images(config, index, method, here.device))
     return index, method, identity, *loaders
 
