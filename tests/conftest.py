@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -13,6 +14,11 @@ import pytest
 from tests import warm
 from tests.needs import REPOSITORY, require_or_skip
 from tests.soak.report import pytest_runtest_logreport, pytest_sessionfinish  # noqa: F401 - hooks
+
+
+def pytest_configure() -> None:
+    """Hears Ctrl-C, which a shell has what it starts in the background ignore."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -21,6 +21,7 @@ from kdad_dist import __version__
 from kdad_dist.config.run import RunConfig
 from kdad_dist.errors import KdadError
 from kdad_dist.runtime.progress import uncounted
+from kdad_dist.runtime.stopping import interrupts_prevail
 
 OK, NOTE, PROBLEM = "ok", "note", "problem"
 HUB_PATIENCE = 2.0
@@ -65,7 +66,7 @@ def examine(request: Request, checks: Sequence[tuple[str, Check]]) -> Iterator[F
     told: dict[str, str] = {}
     for name, check in checks:
         try:
-            with uncounted(f"looking at {name}"):
+            with uncounted(f"looking at {name}"), interrupts_prevail():
                 yield from check(request)
         except KdadError as error:
             first = told.setdefault(error.problem, name)

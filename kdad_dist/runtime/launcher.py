@@ -18,6 +18,7 @@ from pathlib import Path
 
 from kdad_dist.config.load import load
 from kdad_dist.errors import Interrupted, KdadError, Preempted, UsageError
+from kdad_dist.runtime.stopping import interrupts_prevail
 
 
 def main() -> int:
@@ -105,7 +106,9 @@ def tells_more(record: logging.LogRecord) -> bool:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main())
-    except KdadError as error:
-        sys.stderr.write(f"kdad: {error}\n")
-        sys.exit(error.exit_code)
+        with interrupts_prevail():
+            sys.exit(main())
+    except (KdadError, KeyboardInterrupt) as error:
+        said = error if isinstance(error, KdadError) else Interrupted()
+        sys.stderr.write(f"kdad: {said}\n")
+        sys.exit(said.exit_code)

@@ -67,7 +67,8 @@ class StopRequest:
         elsewhere.
         """
         with interrupts_prevail() as self._end:
-            signal.signal(signal.SIGINT, self._note)
+            if signal.getsignal(signal.SIGINT) is self._end:
+                signal.signal(signal.SIGINT, self._note)
             yield
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
@@ -112,7 +113,10 @@ def interrupts_prevail() -> Iterator[Handler]:
         came.append(number)
         signal.default_int_handler(number, frame)
 
-    before = signal.signal(signal.SIGINT, end)
+    before = signal.getsignal(signal.SIGINT)
+    # A shell has what a script starts in the background ignore a Ctrl-C, which is not meant for it.
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, end)
     try:
         yield end
     except Exception as error:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from queue import SimpleQueue
-from signal import SIGINT, Signals
+from signal import SIGABRT, SIGINT, Signals
 from threading import Event
 from typing import TextIO
 
@@ -76,7 +76,7 @@ class Runner:
                     messages.flush()
                     log.info("%s: %s", job.run.name, verb)
                     code = self.follow(command, job, environment, messages)
-                    if code in STOPPED or (code > 0 and self.left_unsaid(job)):
+                    if code in STOPPED or self.left_unsaid(job, code):
                         return Outcome(job, Preempted.exit_code)
                     if code:
                         return Outcome(job, code, reason(job, code))
@@ -89,11 +89,12 @@ class Runner:
     def stopping(self) -> bool:
         return self.stop.reason is not None or self.ending.is_set()
 
-    def left_unsaid(self, job: Job) -> bool:
+    def left_unsaid(self, job: Job, code: int) -> bool:
         """Whether a command ended without a word of its own amid the end of the sweep: the same
-        Ctrl-C reaches it, and Python that has hardly begun leaves with any code then.
+        Ctrl-C reaches it, and Python that has hardly begun, or C++ below it, leaves with any code.
         """
-        return self.stopping() and job.last_words() is None
+        by_itself = code > 0 or code == -SIGABRT
+        return by_itself and self.stopping() and job.last_words() is None
 
     def follow(
         self, command: list[str], job: Job, environment: dict[str, str], messages: TextIO
@@ -144,9 +145,9 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
             except BaseException:
                 runner.ending.set()
                 raise
-    if runner.stopping():
+    if runner.stopping() and (left := sweep.left()):
         raise Preempted(
-            f"the sweep was stopped with {len(sweep.left())} of {len(sweep.jobs)} runs to go",
+            f"the sweep was stopped with {len(left)} of {len(sweep.jobs)} runs to go",
             "start the same command again to go on",
         )
     return outcomes

@@ -112,6 +112,17 @@ def test_a_ctrl_c_that_a_library_takes_for_a_failure_is_one_all_the_same(tmp_pat
             raise RecursionError("half an import") from None
 
 
+def test_a_ctrl_c_that_a_shell_has_us_ignore_is_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopRequest(tmp_path).heeding_interrupts():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_failure_that_no_ctrl_c_caused_stays_what_it_is():
     with pytest.raises(RecursionError), interrupts_prevail():
         raise RecursionError
