@@ -63,7 +63,9 @@ class Watch:
         self.interval = min(INTERVAL, seconds / 10)
         self._store = store
         self._order, self._place, self._moved = 0, "its start", time.monotonic()
-        self._talked = time.monotonic()
+        self._beat = self._rounds = self._unheard = 0
+        self._first: dict[int, Sign] = {}
+        """What was seen of each process when somebody last came further."""
         self._over = Event()
         self._broken = False
         """Whether the one that kept the store has ended."""
@@ -98,27 +100,31 @@ class Watch:
         return time.monotonic() - self._moved
 
     def _talk(self) -> None:
-        first: dict[int, Sign] = {}
-        beat = rounds = 0
         while not self._over.wait(min(self.interval, FIRST if self._alone() else INTERVAL)):
-            beat += 1
-            sign = Sign(beat, self._idle(), self._order, self._place, os.getpid(), HOST)
-            try:
-                self._store.set(key(self.rank), json.dumps(sign))
-                if self._alone() or self._idle() > self.seconds:
-                    self._look()
-            except RuntimeError:
-                self._broken = True
+            self.tell()
+            if self._broken:
                 return
-            self._talked = time.monotonic()
-            silent = {r for r in range(self.world) if self.signs.get(r) == first.get(r)}
-            working = any(s.idle <= self.seconds for r, s in self.signs.items() if r not in silent)
-            if self._idle() <= self.seconds or working:
-                first, rounds = self.signs, 0
-            else:
-                rounds += 1
-            if rounds > ROUNDS:
-                self._give_up(silent - {self.rank})
+
+    def tell(self) -> None:
+        """A round of the talk: gives a sign of life, and looks at the others where it is due."""
+        self._beat += 1
+        sign = Sign(self._beat, self._idle(), self._order, self._place, os.getpid(), HOST)
+        try:
+            self._store.set(key(self.rank), json.dumps(sign))
+            if self._alone() or self._idle() > self.seconds:
+                self._look()
+        except RuntimeError:
+            self._broken = True
+            return
+        self._unheard = 0
+        silent = {r for r in range(self.world) if self.signs.get(r) == self._first.get(r)}
+        working = any(s.idle <= self.seconds for r, s in self.signs.items() if r not in silent)
+        if self._idle() <= self.seconds or working:
+            self._first, self._rounds = self.signs, 0
+        else:
+            self._rounds += 1
+        if self._rounds > ROUNDS:
+            self._give_up(silent - {self.rank})
 
     def _look(self) -> None:
         ranks, all_came = range(self.world), self._store.check([key(r) for r in range(self.world)])
@@ -127,16 +133,19 @@ class Watch:
         self.signs = {rank: Sign(*json.loads(s)) for rank, s in zip(came, said, strict=True)}
 
     def _mind_the_store(self) -> None:
+        while not self._over.wait(self.interval):
+            self.mind()
+
+    def mind(self) -> None:
         """Ends this process where the one that keeps the store hangs, so that no answer comes, or
         has ended and left this one waiting.
         """
-        while not self._over.wait(self.interval):
-            silence = time.monotonic() - self._talked
-            if self._idle() > self.seconds and silence > 2 * ROUNDS * self.interval:
-                name = self.signs[0].named(0, self.world) if 0 in self.signs else "process 0"
-                if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-                    name = "the launcher of the first machine"
-                self._end(f"{name} {'has ended' if self._broken else 'does not answer'}")
+        self._unheard += 1  # rounds, not seconds: who was paused must not blame another for it
+        if self._idle() > self.seconds and self._unheard > 2 * ROUNDS:
+            name = self.signs[0].named(0, self.world) if 0 in self.signs else "process 0"
+            if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+                name = "the launcher of the first machine"
+            self._end(f"{name} {'has ended' if self._broken else 'does not answer'}")
 
     def _give_up(self, silent: set[int]) -> None:
         answering = sorted(self.signs.keys() - silent)
