@@ -1,6 +1,7 @@
 """What a person sees while something runs: a bar on a terminal, plain lines in a log."""
 
 import logging
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -40,7 +41,9 @@ def draws() -> bool:
 
 
 def log_to_stderr() -> None:
-    """Sends the package's messages to stderr, in colour on a terminal."""
+    """Sends the package's messages to stderr, in colour on a terminal: of the first process of a
+    launch all, of the others errors.
+    """
     handler: logging.Handler
     if draws():
         handler = RichHandler(console=CONSOLE, show_path=False, show_time=False, show_level=False)
@@ -50,7 +53,7 @@ def log_to_stderr() -> None:
         handler.setFormatter(Line("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("kdad_dist")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO)
+    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     logger.propagate = False
 
 
@@ -90,6 +93,16 @@ class Progress:
         ):
             self._said, self._told = time.monotonic(), (self.done, note)
             log.info("%s: %d/%d %s  %s", self.title, self.done, self.total, self.unit, text)
+
+    @contextmanager
+    def beside(self, work: str) -> Iterator[None]:
+        """Says what goes on while nothing is counted: in the bar, in a log once it takes long."""
+        if self._bar is None:
+            with uncounted(work):
+                yield
+        else:
+            self.advance(0, work)
+            yield
 
 
 @contextmanager

@@ -4,7 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Protocol
 
 import torch
@@ -72,9 +72,12 @@ class Recorder:
         title, done = self.name, self.status.step
         visible = self.session.is_main
         try:
-            with self.status.outcome(), progress(title, self.steps, "steps", done, visible) as bar:
-                self._bar = bar
-                self.beside("the first step")
+            with (
+                self.status.outcome(),
+                progress(title, self.steps, "steps", done, visible) as self._bar,
+                ExitStack() as self._before,
+            ):
+                self._before.enter_context(self._bar.beside("the first step"))
                 yield
         finally:
             self.tracker.close()
@@ -88,6 +91,7 @@ class Recorder:
             norm: of the gradient before clipping.
             lr: the learning rate of the step.
         """
+        self._before.close()
         self.status.step = done
         if done % self.every == 0 or done == self.steps:
             # The one place where the host waits for the device.
@@ -97,9 +101,9 @@ class Recorder:
             self._tell(done, norm)
         self._bar.advance(note=self._note)
 
-    def beside(self, text: str) -> None:
-        """Shows what is done between two steps, beside the bar that stands still meanwhile."""
-        self._bar.advance(0, note=text)
+    def held_out(self, batch: int, batches: int) -> None:
+        """Shows how far a validation is, beside the bar that stands still meanwhile."""
+        self._bar.advance(0, note=f"held-out batch {batch} of {batches}")
 
     def _write(self, done: int, losses: dict[str, float], norm: float, lr: float) -> None:
         now, seen = time.monotonic(), self.loader.samples_seen(done)
@@ -148,7 +152,7 @@ class Recorder:
         )
 
     def validation(self, done: int, loss: float) -> None:
-        self.beside(self._note)
+        self._bar.advance(0, note=self._note)
         self.tracker.write({"step": done, "epoch": self._epoch(done), "val_loss": loss})
 
     @contextmanager
@@ -156,9 +160,9 @@ class Recorder:
         """Writes how long the training stood still for a checkpoint."""
         start = time.monotonic()
         self.tracker.flush()
-        self.beside(f"saving step {done}")
-        yield
-        self.beside(self._note)
+        with self._bar.beside(f"saving step {done}"):
+            yield
+        self._bar.advance(0, note=self._note)
         seconds = round(time.monotonic() - start, 4)
         self.tracker.write({"step": done, "epoch": self._epoch(done), "save_seconds": seconds})
 

@@ -161,7 +161,7 @@ def validate(run: Run, record: Recorder, loader: Loader, done: int) -> float | N
     stop = False
     for number, micros in enumerate(loader.steps(0, loader.steps_per_epoch), 1):
         run.session.at(done, f"batch {number} of the validation after step {done}")
-        record.beside(f"held-out batch {number} of {loader.steps_per_epoch}")
+        record.held_out(number, loader.steps_per_epoch)
         for micro in micros:
             with run.session.autocast():
                 loss = run.method(micro.batch)["loss"]

@@ -115,10 +115,11 @@ def test_what_cannot_be_counted_is_named_once_it_takes_long(monkeypatch, termina
     said: Queue[str] = Queue()
     monkeypatch.setattr(progress.log, "info", lambda text, *words: said.put(text % words))
     monkeypatch.setattr(progress, "draws", lambda: draws)
+    monkeypatch.setattr(progress, limit, 1000)
     with progress.uncounted("tracing"):
         timers = [t for t in threading.enumerate() if isinstance(t, threading.Timer)]
         [waiting] = [timer for timer in timers if "tracing" in timer.args]
-        assert waiting.interval == getattr(progress, limit)
+        assert waiting.interval == 1000
     waiting.join(60)
     assert not waiting.is_alive() and said.empty()
     monkeypatch.setattr(progress, limit, 0)
@@ -137,3 +138,26 @@ def test_what_is_logged_of_a_file_steers_no_terminal(monkeypatch, draws):
     logging.getLogger("kdad_dist.data").warning("skipped: %s", "[/b]\x1b[2J.png")
     assert r"[/b]\x1b[2J.png" in Text.from_ansi(screen.getvalue()).plain
     assert "\x1b[2J" not in screen.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("rank", "said"), [(None, "note\nfailure\n"), ("0", "note\nfailure\n"), ("3", "failure\n")]
+)
+def test_of_a_launch_one_process_tells_what_goes_on_and_each_what_went_wrong(
+    monkeypatch, capsys, rank, said
+):
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    package = logging.getLogger("kdad_dist")
+    monkeypatch.setattr(package, "handlers", [])
+    level, passes = package.level, package.propagate
+    try:
+        log_to_stderr()
+        progress.log.info("note")
+        progress.log.error("failure")
+    finally:
+        package.setLevel(level)
+        package.propagate = passes
+    lines = capsys.readouterr().err.splitlines()
+    assert "".join(f"{line.partition(' ')[2]}\n" for line in lines) == said

@@ -5,6 +5,7 @@ import logging
 import time
 from contextlib import contextmanager
 from pathlib import Path
+from queue import Queue
 
 import pytest
 import torch
@@ -96,17 +97,27 @@ def test_what_is_done_between_two_steps_stands_beside_the_bar(tmp_path, clock, c
     with recording(tmp_path) as record:
         go(record, clock, 1, 14)
         clock.now += progress.SECONDS_BETWEEN_LINES
-        record.beside("held-out batch 2 of 5")
+        record.held_out(2, 5)
         record.validation(14, 0.5)
         clock.now += progress.SECONDS_BETWEEN_LINES + 1
         with record.saving(14):
-            clock.now += progress.SECONDS_BETWEEN_LINES + 1
-    told = [r.getMessage() for r in caplog.records if r.name == progress.__name__]
+            pass
+    told = [r.getMessage() for r in caplog.records if "14/1000 steps" in r.getMessage()]
     assert [line.rpartition("left  ")[2] for line in told] == [
         "held-out batch 2 of 5",
-        "saving step 14",
         "loss 0.5  20.0 images/s",
     ]
+
+
+def test_a_log_names_a_first_step_and_a_checkpoint_that_take_long(tmp_path, monkeypatch):
+    said: Queue[str] = Queue()
+    monkeypatch.setattr(progress.log, "info", lambda text, *words: said.put(text % words))
+    monkeypatch.setattr(progress, "draws", lambda: False)
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0)
+    with recording(tmp_path) as record:
+        assert said.get(timeout=60) == "the first step, which takes a while"
+        with record.saving(14):
+            assert said.get(timeout=60) == "saving step 14, which takes a while"
 
 
 def test_a_log_says_once_that_nothing_moves(clock, caplog):
