@@ -235,7 +235,10 @@ def publish(run: Path, partial: Path, name: str) -> None:
 
 def end_service() -> None:
     """Ends W&B's process, where there is one; a stuck one would keep this process from ending."""
-    for child in psutil.Process().children():
+    children: list[psutil.Process] = []
+    with suppress(psutil.Error):  # a system may hide the processes of others, and so refuse a list
+        children = psutil.Process().children()
+    for child in children:
         # Another one may just have ended. And W&B leaves the program with the exit code of its
         # process, once that was killed.
         with suppress(Exception, SystemExit):

@@ -227,6 +227,22 @@ def track_and_lose_the_service(folder: Path, number: int) -> None:
         into.close()
 
 
+def test_a_system_that_hides_processes_makes_no_failure_of_a_warning(monkeypatch, caplog):
+    def hidden(_: psutil.Process) -> list[psutil.Process]:
+        raise psutil.AccessDenied(1)
+
+    def fail(rows: tracker.Rows) -> None:
+        raise OSError("no space")
+
+    monkeypatch.setattr(psutil.Process, "children", hidden)
+    aside = tracker.Aside("Some tracker", fail)
+    aside.close()
+    [warning] = warnings(caplog)
+    assert "Some tracker is off from here on (OSError: no space)" in warning
+    aside._given_up.release()
+    aside._give_up("it hangs")  # as `close` does, in the thread that trains
+
+
 def test_online_without_a_key_is_offline_and_says_so(no_key, tmp_path, caplog):
     with tracking(tmp_path, 0, wandb="online") as into:
         write(into, 1, 3)
