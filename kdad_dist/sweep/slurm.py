@@ -16,6 +16,8 @@ from kdad_dist.sweep.jobs import Job, Sweep, stages
 from kdad_dist.sweep.table import write_table
 
 ARRAY, COLLECT = "sweep.sbatch", "collect.sbatch"
+PATIENCE = 60.0
+"""Seconds that a busy controller may take to say that it is there."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
 
     Raises:
         DataError: the directory cannot be written.
-        UsageError: there is no SLURM here, or no cluster that answers; nothing was written.
-        KdadError: sbatch refused, in its own words.
+        UsageError: there is no SLURM here; nothing was written.
+        KdadError: no controller answers, and nothing was written; or sbatch refused, in its own
+            words.
     """
     left, directory = sweep.left(), sweep.directory
     if not left:
@@ -107,20 +110,31 @@ def submit(sweep: Sweep, at_once: int | None, options: Sequence[str], dry_run: b
 
 
 def refuse_without_cluster() -> None:
-    """Raises UsageError where nothing can be submitted, whatever the options."""
-    remedy = "start the same command where `sinfo` answers, as on a login node, or without --slurm"
-    for program in ("sbatch", "sinfo"):
-        if shutil.which(program) is None:
-            raise UsageError(f"there is no {program} on this machine", remedy)
-    asked = subprocess.run(
-        ["sinfo", "--noheader"],  # noqa: S607
-        capture_output=True,
-        text=True,
-        check=False,
+    """Raises UsageError where there is no sbatch, and KdadError where no controller answers."""
+    if shutil.which("sbatch") is None:
+        raise UsageError(
+            "there is no sbatch on this machine",
+            "start the same command where there is, as on a login node, or without --slurm",
+        )
+    sinfo = shutil.which("sinfo")
+    if sinfo is None:
+        return  # then sbatch alone can tell
+    asked = [sinfo, "--noheader"]
+    try:
+        done = subprocess.run(  # noqa: S603
+            asked, capture_output=True, text=True, check=False, timeout=PATIENCE
+        )
+    except subprocess.TimeoutExpired:
+        why = f"sinfo has said nothing for {PATIENCE:g} s"
+    else:
+        if not done.returncode:
+            return
+        why = done.stderr.strip().rpartition("\n")[2]
+    raise KdadError(
+        f"no SLURM controller is reachable from here ({why})",
+        "start the same command again once `sinfo` answers, on a login node if need be, or without "
+        "--slurm",
     )
-    if asked.returncode:
-        why = asked.stderr.strip().rpartition("\n")[2]
-        raise UsageError(f"no SLURM controller is reachable from here ({why})", remedy)
 
 
 def waiting(after: Sequence[str]) -> list[str]:

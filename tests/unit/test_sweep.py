@@ -12,7 +12,7 @@ from kdad_dist.data.writer import pack
 from kdad_dist.errors import ConfigError, Interrupted, KdadError, Preempted, UsageError
 from kdad_dist.runtime.rundir import refuse_changes
 from kdad_dist.runtime.stopping import StopRequest
-from kdad_dist.sweep import local
+from kdad_dist.sweep import local, slurm
 from kdad_dist.sweep.jobs import Sweep, stages
 from kdad_dist.sweep.local import Outcome, Runner, environments, reason, refuse_failures, told
 from kdad_dist.sweep.plan import choose, folder, plan, plan_variants, reopen
@@ -176,13 +176,19 @@ def test_where_nothing_can_be_submitted_a_sweep_says_so_and_writes_nothing(
     sweep = planned(config)
     with pytest.raises(UsageError, match="no sbatch"):
         submit(sweep, None, [], dry_run=False)
-    for program in ("sbatch", "sinfo"):
+    for program, text in (("sbatch", "error: no partition"), ("sinfo", "fatal: no answer")):
         script = tmp_path / program
-        script.write_text("#!/bin/sh\necho first >&2; echo 'sinfo: fatal: no answer' >&2; exit 1\n")
+        script.write_text(f"#!/bin/sh\necho first >&2; echo '{program}: {text}' >&2; exit 1\n")
         script.chmod(0o755)
-    with pytest.raises(UsageError, match=r"no SLURM controller .* \(sinfo: fatal: no answer\)"):
-        submit(sweep, None, [], dry_run=False)
+    for patience, why in ((60, "sinfo: fatal: no answer"), (0, "sinfo has said nothing for 0 s")):
+        monkeypatch.setattr(slurm, "PATIENCE", patience)
+        with pytest.raises(KdadError, match=rf"no SLURM controller .* \({why}\)") as refusal:
+            submit(sweep, None, [], dry_run=False)
+        assert refusal.value.exit_code == 1
     assert not sweep.directory.exists()
+    (tmp_path / "sinfo").unlink()  # then sbatch alone can tell
+    with pytest.raises(KdadError, match="sbatch: error: no partition"):
+        submit(sweep, None, [], dry_run=False)
 
 
 VARIANTS = """
