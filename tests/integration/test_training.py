@@ -12,7 +12,6 @@ import pytest
 from safetensors.numpy import load_file
 
 from tests.kdad import Launched, configured, kdad, lines, succeeds, until, weights
-from tests.launcher import wait_for
 from tests.methods import tiny
 
 pytestmark = pytest.mark.launch
@@ -70,7 +69,7 @@ def test_a_killed_run_ends_with_the_weights_of_the_undisturbed_one(config, undis
     moments = random.Random(processes)
     for _ in range(2):
         launched = Launched(["train", config, f"output={run}"], processes)
-        wait_for(lambda: list(run.glob("checkpoints/step_*")))
+        until(launched, lambda: bool(list(run.glob("checkpoints/step_*"))))
         time.sleep(moments.uniform(0, 1))
         launched.kill()
         launched.wait()
