@@ -13,8 +13,8 @@ def require_or_skip(what: str, reason: str) -> NoReturn:
     """Skips the test for want of `what`, or fails it where KDAD_REQUIRE says that it is there.
 
     Args:
-        what: "browser", "shellcheck", "slurm", "netns" or "data"; KDAD_REQUIRE is a list
-            of them, with commas.
+        what: "browser", "shellcheck", "compiler", "slurm", "netns" or "data"; KDAD_REQUIRE is a
+            list of them, with commas.
     """
     if what in os.environ.get("KDAD_REQUIRE", "").split(","):
         pytest.fail(f"KDAD_REQUIRE promises {what}: {reason}")

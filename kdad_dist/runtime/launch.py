@@ -7,6 +7,7 @@ environment and, on Linux, from the launcher's own command line, and compared wi
 
 import logging
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -174,6 +175,23 @@ def check_precision(key: str, precision: str) -> None:
             f"the launcher asks for {asked} (--mixed_precision, or its config file), but "
             f"{key} is {precision}, and that decides",
             f"launch with --mixed_precision no, and set {key} where another one is wanted",
+        )
+
+
+def check_compiler() -> None:
+    """Asks at the start what torch.compile asks amid the first step on a CPU.
+
+    Raises:
+        UsageError: this machine has no C++ compiler.
+    """
+    from torch._inductor.config import cpp
+
+    names = [name for name in cpp.cxx if name]
+    if not any(map(shutil.which, names)):
+        raise UsageError(
+            f"train.compile=true needs a C++ compiler; here is no {' or '.join(names)}",
+            "install one (on Debian or Ubuntu: apt-get install g++), name yours in CXX, or set "
+            "train.compile=false",
         )
 
 

@@ -36,13 +36,14 @@ FOLDER = "zero"
 
 
 class _Inert:
-    """Stands in the place of a class of DeepSpeed."""
+    """Stands in the place of a class of DeepSpeed, or of what is asked of one."""
 
     def __init__(self, *args: Any) -> None:
         self.args = args
 
 
 _INERT = [
+    "builtins.getattr",  # by which Python before 3.11.4 writes the member of an enumeration
     "deepspeed.runtime.fp16.loss_scaler.LossScaler",
     "deepspeed.runtime.zero.config.ZeroStageEnum",
     "deepspeed.utils.tensor_fragment.fragment_address",

@@ -21,6 +21,7 @@ from kdad_dist.runtime.engines import build_engine
 from kdad_dist.runtime.finished import say_so
 from kdad_dist.runtime.flops import operations
 from kdad_dist.runtime.identity import frozen_weights, refuse_others
+from kdad_dist.runtime.launch import check_compiler
 from kdad_dist.runtime.loaders import check_shards, first_images, open_loaders
 from kdad_dist.runtime.modes import refuse_mode
 from kdad_dist.runtime.progress import uncounted
@@ -127,6 +128,8 @@ def assemble(
     poll()
     identity = own_identity(index, method)
     refuse_mode(config, method, here.mode, here.world)
+    if config.train.compile and here.device.type == "cpu":
+        check_compiler()
     # The others cut up parameters in their plain order and take no other.
     order = torch.channels_last if here.mode == "ddp" else torch.contiguous_format
     method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]

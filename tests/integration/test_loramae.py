@@ -132,7 +132,14 @@ def test_how_a_run_is_read_may_change_and_what_it_trains_may_not(config, undistu
         (["method.lora.targets=[attn.q]"], "attn.qkv, attn.proj, mlp.fc1, mlp.fc2"),
         (["method.weights=absent.safetensors"], "method.weights"),
         (["method.weights=mae_pretrain_vit_large_full.pth"], "download it"),
-        (["method.preset=mae_vit_small_patch7", "data.image_size=35"], "does not fit"),
+        (
+            [
+                "method.preset=mae_vit_small_patch7",
+                "data.image_size=35",
+                "data.augment.crop_margin=1",
+            ],
+            "does not fit",
+        ),
         (["method.weights=random"], "never trained"),
         (["method.cache_teacher=true"], "not a known key"),
         (["optim.lr=1e30", "data.augment.crop_margin=0"], "is not finite"),

@@ -1,6 +1,7 @@
 """Each option of a training, used for real on a small data set."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from safetensors.numpy import load_file
 from tests.bundles import make_mnist
 from tests.helpers import make_mvtec, save_image, texture
 from tests.kdad import kdad, succeeds, weights
+from tests.needs import require_or_skip
 
 pytestmark = pytest.mark.launch
 
@@ -234,6 +236,8 @@ def test_a_single_value_to_normalise_names_the_settings(config, processes):
 
 
 def test_compiled_networks_train_to_the_same_losses(config):
+    if not shutil.which(os.environ.get("CXX", "g++")):
+        require_or_skip("compiler", "g++ is not there")
     compiled = records(
         trained(config, "compiled", "train.compile=true", "train.epochs=null", "train.steps=1")
     )

@@ -249,11 +249,11 @@ def until_asked(units: int) -> None:
     detector.judge = unit.judge = slow  # which has been imported already
 
 
-def until_killed() -> None:
-    """Goes no further than ten units of eleven, and keeps each when it is done."""
+def until_killed(units: int) -> None:
+    """Goes no further than before the last of so many units, and keeps each when it is done."""
     from kdad_dist.score import scoring
 
-    until_asked(11)
+    until_asked(units)
     scoring.SAVE_EVERY = 0.0
 
 
@@ -307,14 +307,14 @@ def test_scoring_that_is_asked_to_stop_ends_on_every_process(folder, tmp_path, w
 
 def test_killed_scoring_goes_on_with_the_sound_parts_of_the_same_work(folder, tmp_path):
     run = shutil.copytree(folder / "resnet", tmp_path / "run")
-    partial = run / "scores.partial"
+    parts = run / "scores.partial/parts"
     words = [run, "score.save_maps=npy", "score.standardise=true"]
-    launched = Launched(["score", *words], 2, first=until_killed)
-    until(launched, lambda: len(list(partial.glob("parts/[!.]*"))) >= 5)
+    launched = Launched(["score", *words], 2, first=partial(until_killed, 11))
+    until(launched, lambda: len(list(parts.glob("[!.]*"))) >= 5)
     launched.kill()
     launched.wait()
     other = shutil.copytree(run, tmp_path / "other")
-    flipped, torn, *_ = partial.glob("parts/[!.]*")
+    flipped, torn, *_ = parts.glob("[!.]*")
     content = bytearray(flipped.read_bytes())
     content[len(content) // 2] ^= 4
     flipped.write_bytes(content)

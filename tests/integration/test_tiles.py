@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from kdad_dist import load
 from tests.helpers import texture
-from tests.integration.test_scoring import slowly_and_safely
+from tests.integration.test_scoring import until_killed
 from tests.kdad import Launched, Outcome, configured, kdad, lines, succeeds, until, weights
 
 pytestmark = pytest.mark.launch
@@ -79,7 +80,7 @@ def test_a_training_cut_short_within_an_image_goes_on_to_the_same_bits(config, r
 def test_maps_of_tiles_are_the_same_bits_on_any_number_of_processes_and_after_a_kill(config, run):
     succeeds("score", run)
     alone = found(run)
-    launched = Launched(["score", run], 2, first=slowly_and_safely)
+    launched = Launched(["score", run], 2, first=partial(until_killed, 5))
     until(launched, lambda: len(list(run.glob("scores.partial/parts/[!.]*"))) >= 3)
     launched.kill()
     launched.wait()

@@ -42,6 +42,12 @@ def test_fewer_processes_than_asked_for_are_refused(monkeypatch):
     launch.check(2, "MULTI_CPU")
 
 
+def test_without_a_compiler_nothing_is_compiled_on_the_cpu(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UsageError, match=r"(?s)needs a C\+\+ compiler; .*train.compile=false"):
+        launch.check_compiler()
+
+
 def test_the_mode_is_what_the_launcher_asks_for():
     asked = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
     assert launch.asked_mode({}) == "ddp"
