@@ -11,8 +11,8 @@ from kdad_dist.types import Batch, Features, Losses, Prediction
 class Method(nn.Module, ABC):
     """A trainable student beside a frozen teacher.
 
-    A method never sees optimizer, accelerator, rank or step. It always calls `self.student(...)`,
-    which the trainer may have wrapped (DDP) or compiled.
+    A method never sees optimizer, accelerator or rank, and a step only in `whose_turn`. It always
+    calls `self.student(...)`, which the trainer may have wrapped (DDP) or compiled.
     """
 
     student: nn.Module
