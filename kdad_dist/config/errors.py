@@ -117,20 +117,14 @@ def dotted(location: Location) -> str:
 def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigError:
     """One error that names every problem which pydantic found."""
     problems = []
-    written = _wrong_places(YamlSource.read(source.path).values, root)
+    broken = _broken_rules(YamlSource.read(source.path).values, source.values, root)
     for item in error.errors():
-        # Where several kinds of value are allowed, pydantic puts the kind behind the path.
-        found = tuple(part for part in item["loc"] if part not in {"", "str", "list[str]"})
-        # ... so the name of the method stands behind `method`.
-        location = found[:1] + found[2:] if found[:1] == ("method",) else found
+        found = _found(item)
+        location = _location(found)
         elsewhere = _sections_with(root, str(found[-1])) if found else []
         sentence = _sentence(location, item, _keys_at(root, found[:-1]), elsewhere)
         # A rule over several keys is told of their section, though it was broken by typing one.
-        # Where the file alone is wrong there, nobody knows which: pydantic comes to a rule only
-        # where all values below it are sound.
-        typed = item["type"] == "value_error" and not any(
-            where[: len(item["loc"])] == item["loc"] for where in written
-        )
+        typed = item["type"] == "value_error" and location not in broken
         problems.append(f"  {TYPED if typed else source.place(location)}: {sentence}")
     unique = list(dict.fromkeys(problems))
     return ConfigError(
@@ -139,13 +133,45 @@ def describe(error: ValidationError, source: YamlSource, root: type) -> ConfigEr
     )
 
 
-def _wrong_places(values: dict[str, Any], root: type) -> set[Location]:
-    """Where pydantic finds fault with the values alone."""
+def _found(item: Any) -> Location:
+    """Where pydantic found a problem, without the kind that it puts behind the path where several
+    kinds of value are allowed.
+    """
+    return tuple(part for part in item["loc"] if part not in {"", "str", "list[str]"})
+
+
+def _location(found: Location) -> Location:
+    """... without the name of the method, which is such a kind too, behind `method`."""
+    return found[:1] + found[2:] if found[:1] == ("method",) else found
+
+
+def _broken_rules(values: dict[str, Any], merged: dict[str, Any], root: type) -> set[Location]:
+    """The sections of which the values of a file break a rule by themselves.
+
+    pydantic comes to a rule only where all values below it are sound. So what the file lacks, or
+    has wrong, is taken from where all overrides are applied.
+    """
+    for item in _faults(values, root):
+        _take(_location(_found(item)), merged, values)
+    faults = _faults(values, root)
+    return {_location(_found(item)) for item in faults if item["type"] == "value_error"}
+
+
+def _faults(values: dict[str, Any], root: type) -> list[Any]:
     try:
         TypeAdapter(root).validate_python(values)
     except ValidationError as error:
-        return {item["loc"] for item in error.errors()}
-    return set()
+        return list(error.errors())
+    return []
+
+
+def _take(location: Location, merged: Any, values: Any) -> None:
+    """One value, which is no section, from `merged` into `values`, where both have its section."""
+    for part in location[:-1]:
+        merged, values = (v.get(part) if isinstance(v, dict) else None for v in (merged, values))
+    found = merged.get(location[-1]) if location and isinstance(merged, dict) else None
+    if isinstance(values, dict) and found is not None and not isinstance(found, dict):
+        values[location[-1]] = found
 
 
 def _sentence(location: Location, item: Any, known: list[str], elsewhere: list[str]) -> str:

@@ -7,7 +7,6 @@ environment and, on Linux, from the launcher's own command line, and compared wi
 
 import logging
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,15 +183,17 @@ def check_compiler() -> None:
     Raises:
         UsageError: this machine has no C++ compiler.
     """
-    from torch._inductor.config import cpp
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
 
-    names = [name for name in cpp.cxx if name]
-    if not any(map(shutil.which, names)):
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
         raise UsageError(
-            f"train.compile=true needs a C++ compiler; here is no {' or '.join(names)}",
+            "train.compile=true needs a C++ compiler, and torch finds none here",
             "install one (on Debian or Ubuntu: apt-get install g++), name yours in CXX, or set "
             "train.compile=false",
-        )
+        ) from None
 
 
 def check_wrapper(student: nn.Module, world: int, mode: str) -> None:

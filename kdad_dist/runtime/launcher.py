@@ -76,6 +76,10 @@ def launch(arguments: object) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     logging.getLogger(SignalException.__module__).addFilter(tells_more)
+    # One process alone is only waited for: it has had the same Ctrl-C, and ends in order. The
+    # launcher of several takes the signal for itself.
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, lambda *_: None)
     try:
         launch_command(arguments)
     except ImportError as error:

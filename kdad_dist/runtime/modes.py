@@ -9,7 +9,7 @@ MODES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 of optimizer and gradients (zero2), or of the optimizer (zero1)."""
 
 
-def refuse_mode(config: RunConfig, method: Method, mode: str, world: int) -> None:
+def refuse_mode(config: RunConfig, method: Method, mode: str) -> None:
     """Refuses what cannot be trained in a mode, before anything is wrapped.
 
     Raises:

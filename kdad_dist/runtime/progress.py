@@ -53,7 +53,8 @@ def log_to_stderr() -> None:
         handler.setFormatter(Line("%(asctime)s %(message)s", datefmt="%H:%M:%S"))
     logger = logging.getLogger("kdad_dist")
     logger.handlers = [handler]
-    logger.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    first = os.environ.get("RANK", "0") == "0" or os.environ.get("WORLD_SIZE", "1") == "1"
+    logger.setLevel(logging.INFO if first else logging.ERROR)
     logger.propagate = False
 
 

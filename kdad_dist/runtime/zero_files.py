@@ -3,8 +3,8 @@
 ZeRO joins the parameters of an optimizer group into one flat tensor and gives every process a part
 of it; so do these files. Where a parameter's elements lie follows from its place in the group, the
 stage and the number of processes, so that a checkpoint can be read on any number of processes, in
-any mode, and on a machine without DeepSpeed. torch's restricted unpickler opens the files: three
-plain classes of DeepSpeed are replaced by empty ones, everything else that it does not know fails.
+any mode, and on a machine without DeepSpeed. torch's restricted unpickler opens the files: what
+it asks of DeepSpeed is replaced by one empty class, everything else that it does not know fails.
 """
 
 import pickle

@@ -77,7 +77,7 @@ class Runner:
                     log.info("%s: %s", job.run.name, verb)
                     code = self.follow(command, job, environment, messages)
                     if code in STOPPED or self.left_unsaid(job, code):
-                        return Outcome(job, Preempted.exit_code)
+                        return Outcome(job, 0 if verb == "report" else Preempted.exit_code)
                     if code:
                         return Outcome(job, code, reason(job, code))
         except KdadError as error:

@@ -129,7 +129,7 @@ def refuse_without_cluster() -> None:
     else:
         if not done.returncode:
             return
-        why = done.stderr.strip().rpartition("\n")[2]
+        why = done.stderr.strip().rpartition("\n")[2] or f"sinfo: exit code {done.returncode}"
     raise KdadError(
         f"no SLURM controller is reachable from here ({why})",
         "start the same command again once `sinfo` answers, on a login node if need be, or without "

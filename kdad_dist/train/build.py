@@ -124,12 +124,12 @@ def assemble(
     with, loaders of both splits.
     """
     poll()
+    if config.train.compile and here.device.type == "cpu":
+        check_compiler()
     index, method = make(config, sources, fresh)
     poll()
     identity = own_identity(index, method)
-    refuse_mode(config, method, here.mode, here.world)
-    if config.train.compile and here.device.type == "cpu":
-        check_compiler()
+    refuse_mode(config, method, here.mode)
     # The others cut up parameters in their plain order and take no other.
     order = torch.channels_last if here.mode == "ddp" else torch.contiguous_format
     method.to(here.device, memory_format=order)  # pyright: ignore[reportCallIssue]

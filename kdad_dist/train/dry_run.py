@@ -55,7 +55,7 @@ def dry_run(config: RunConfig, world: int, mode: str) -> Facts:
     sources = choose_sources(config, trains=True)
     with FakeTensorMode() if saved is None and draws_all(config) else nullcontext():
         index, method = make(config, sources, fresh=saved is None)
-    refuse_mode(config, method, mode, world)
+    refuse_mode(config, method, mode)
     train, held_out = choose(config, index, method)
     look_at(config, index, [*train, *held_out])
     step = 0 if saved is None else step_of(saved, index, method)

@@ -1,7 +1,6 @@
 """Each option of a training, used for real on a small data set."""
 
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import pytest
 import yaml
 from safetensors.numpy import load_file
 
+from kdad_dist.errors import UsageError
+from kdad_dist.runtime.launch import check_compiler
 from tests.bundles import make_mnist
 from tests.helpers import make_mvtec, save_image, texture
 from tests.kdad import kdad, succeeds, weights
@@ -236,8 +237,10 @@ def test_a_single_value_to_normalise_names_the_settings(config, processes):
 
 
 def test_compiled_networks_train_to_the_same_losses(config):
-    if not shutil.which(os.environ.get("CXX", "g++")):
-        require_or_skip("compiler", "g++ is not there")
+    try:
+        check_compiler()
+    except UsageError as error:
+        require_or_skip("compiler", error.problem)
     compiled = records(
         trained(config, "compiled", "train.compile=true", "train.epochs=null", "train.steps=1")
     )

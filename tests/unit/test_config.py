@@ -154,6 +154,12 @@ def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
     [
         # pydantic comes to a rule only where the values below it are sound.
         ("shards: shards/tile", "tile: 300", "data.shards=x", "run.yaml:2: data: tile 300 is"),
+        (
+            "shards: shards/tile, ",
+            "",
+            "data.shards=x data.tile=300",
+            "command line: data: tile 300 is larger",
+        ),
         ("3}", "3, steps: 3, batch_size: x}", "train.batch_size=4", "run.yaml:4: train: give"),
         ("", "", "trai.epochs=2", "command line: trai is not a known key"),
         ("", "", "data.shards.x=2", "command line: data.shards: "),
@@ -163,7 +169,7 @@ def test_a_file_that_is_no_plain_mapping_is_refused(tmp_path, text):
 def test_what_stands_above_or_beside_what_was_typed_has_its_own_place(
     tmp_path, old, new, override, said
 ):
-    message = problems(tmp_path, GOOD.replace(old, new), override)
+    message = problems(tmp_path, GOOD.replace(old, new), *override.split())
     assert f" {said}" in message.replace(str(tmp_path / "run.yaml"), "run.yaml")
 
 

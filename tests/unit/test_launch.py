@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch._inductor import config as inductor
 
 from kdad_dist.errors import UsageError
 from kdad_dist.runtime import launch
@@ -42,9 +43,12 @@ def test_fewer_processes_than_asked_for_are_refused(monkeypatch):
     launch.check(2, "MULTI_CPU")
 
 
-def test_without_a_compiler_nothing_is_compiled_on_the_cpu(monkeypatch):
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UsageError, match=r"(?s)needs a C\+\+ compiler; .*train.compile=false"):
+def test_without_a_compiler_nothing_is_compiled_on_the_cpu():
+    absent = inductor.patch({"cpp.cxx": (None, "absent-c++")})
+    with (
+        absent,
+        pytest.raises(UsageError, match=r"(?s)needs a C\+\+ compiler, .*train.compile=false"),
+    ):
         launch.check_compiler()
 
 

@@ -26,7 +26,7 @@ def test_only_the_modes_that_cannot_work_are_refused_and_say_why(setting: str, m
     refused = set()
     for mode in MODES:
         try:
-            refuse_mode(config, method, mode, 2)
+            refuse_mode(config, method, mode)
         except ConfigError as error:
             assert setting.partition("=")[0] in error.problem and mode in error.problem
             refused.add(mode)
@@ -40,9 +40,9 @@ def test_two_networks_that_take_turns_are_refused_where_one_optimizer_holds_all_
     for mode in MODES:
         if mode.startswith("zero"):
             with pytest.raises(ConfigError, match=rf"classifier and discriminator .* \({mode}\)"):
-                refuse_mode(config, method, mode, 2)
+                refuse_mode(config, method, mode)
         else:
-            refuse_mode(config, method, mode, 2)
+            refuse_mode(config, method, mode)
 
 
 def test_all_that_is_said_of_modes_is_said_of_the_same_ones():

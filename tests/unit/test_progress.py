@@ -141,14 +141,21 @@ def test_what_is_logged_of_a_file_steers_no_terminal(monkeypatch, draws):
 
 
 @pytest.mark.parametrize(
-    ("rank", "said"), [(None, "note\nfailure\n"), ("0", "note\nfailure\n"), ("3", "failure\n")]
+    ("launched", "said"),
+    [
+        ({}, "note\nfailure\n"),
+        ({"RANK": "0", "WORLD_SIZE": "4"}, "note\nfailure\n"),
+        ({"RANK": "3", "WORLD_SIZE": "4"}, "failure\n"),
+        ({"RANK": "3"}, "note\nfailure\n"),  # that of something else
+    ],
 )
 def test_of_a_launch_one_process_tells_what_goes_on_and_each_what_went_wrong(
-    monkeypatch, capsys, rank, said
+    monkeypatch, capsys, launched, said
 ):
-    monkeypatch.delenv("RANK", raising=False)
-    if rank is not None:
-        monkeypatch.setenv("RANK", rank)
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
     package = logging.getLogger("kdad_dist")
     monkeypatch.setattr(package, "handlers", [])
     level, passes = package.level, package.propagate

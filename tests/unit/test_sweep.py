@@ -3,7 +3,6 @@
 import os
 import shlex
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from kdad_dist.data.writer import pack
 from kdad_dist.errors import ConfigError, Interrupted, KdadError, Preempted, UsageError
 from kdad_dist.runtime.rundir import refuse_changes
 from kdad_dist.runtime.stopping import StopRequest
-from kdad_dist.sweep import local, slurm
+from kdad_dist.sweep import slurm
 from kdad_dist.sweep.jobs import Sweep, stages
 from kdad_dist.sweep.local import Outcome, Runner, environments, reason, refuse_failures, told
 from kdad_dist.sweep.plan import choose, folder, plan, plan_variants, reopen
@@ -271,22 +270,6 @@ def test_what_needs_a_run_that_failed_is_not_started_and_says_so(variants):
     assert runner(again).code == Preempted.exit_code
     finish(total)
     assert not again.waits_for() and final.waits_for() == [again]
-
-
-def test_a_command_that_ends_without_a_word_has_failed_unless_ctrl_c_reached_it_too(
-    variants, monkeypatch
-):
-    variants.write([])
-    broken = {"report": [sys.executable, "-c", "raise RecursionError('half an import')"]}
-    monkeypatch.setattr(local, "commands", lambda job: broken)
-    runner = Runner([{}], StopRequest(variants.directory))
-    outcome = runner(variants.jobs[0])
-    assert outcome.code == 1 and "exit code 1" in outcome.reason
-    runner.stop.reason = "received SIGINT"
-    assert runner(variants.jobs[0]).code == Preempted.exit_code
-    broken["report"][-1] = "raise SystemExit('kdad: no space')"
-    outcome = runner(variants.jobs[0])
-    assert (outcome.code, outcome.reason) == (1, "no space")
 
 
 def test_what_started_from_a_run_is_done_again_after_that_was_trained_anew(variants):

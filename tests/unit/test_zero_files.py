@@ -1,9 +1,10 @@
 """Where the elements of parameters lie in DeepSpeed's flat tensors, and reading them with care."""
 
 import os
+from enum import Enum
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from kdad_dist.errors import CheckpointError
+from kdad_dist.runtime import zero_files
 from kdad_dist.runtime.tensors import open_checkpoint, read_into
 from kdad_dist.runtime.zero_files import pieces
 
@@ -88,6 +90,23 @@ def test_files_of_something_else_are_no_checkpoint(tmp_path: Path):
         open_checkpoint(tmp_path, FILES)
     with pytest.raises(CheckpointError, match="DeepSpeed"):
         open_checkpoint(tmp_path, [])
+
+
+class Stage(Enum):
+    """Is written as Python before 3.11.4 writes members."""
+
+    gradients = 2
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[Any, ...]:
+        return getattr, (Stage, self.name)
+
+
+def test_files_that_python_3_11_0_wrote_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(zero_files, "_INERT", [*zero_files._INERT, f"{__name__}.Stage"])
+    expected = write(tmp_path, zero_stage=Stage.gradients)
+    assert b"getattr" in (tmp_path / FILES[0]).read_bytes()
+    stored, _ = open_checkpoint(tmp_path, FILES)
+    assert stored.keys() > expected.keys()
 
 
 class Harmful:

@@ -1,0 +1,39 @@
+"""How the commands of a sweep's runs end, and what the sweep makes of it."""
+
+import sys
+
+from kdad_dist.errors import Preempted
+from kdad_dist.runtime.stopping import StopRequest
+from kdad_dist.sweep import local
+from kdad_dist.sweep.local import Runner
+from kdad_dist.sweep.plan import plan
+
+
+def test_a_command_that_ends_without_a_word_has_failed_unless_ctrl_c_reached_it_too(
+    config, monkeypatch
+):
+    sweep = plan(str(config), [], ["all"], 1)
+    sweep.write([])
+    broken = {"score": [sys.executable, "-c", "raise RecursionError('half an import')"]}
+    monkeypatch.setattr(local, "commands", lambda job: broken)
+    runner = Runner([{}], StopRequest(sweep.directory))
+    outcome = runner(sweep.jobs[0])
+    assert outcome.code == 1 and "exit code 1" in outcome.reason
+
+    def interrupted(*arguments):
+        runner.stop.reason = "received SIGINT"
+        return follow(*arguments)
+
+    follow = runner.follow
+    monkeypatch.setattr(runner, "follow", interrupted)
+    for script, code, reason_ in (
+        ("raise RecursionError('half an import')", Preempted.exit_code, ""),
+        ("import os; os.abort()", Preempted.exit_code, ""),
+        ("raise SystemExit('kdad: no space')", 1, "no space"),
+    ):
+        runner.stop.reason = None
+        broken["score"][-1] = script
+        outcome = runner(sweep.jobs[0])
+        assert (outcome.code, outcome.reason) == (code, reason_)
+    broken["report"] = [*broken.pop("score")[:-1], "import os; os.abort()"]
+    assert runner(sweep.jobs[0]).code == 0, "it is scored, and counts as done"
