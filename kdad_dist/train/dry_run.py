@@ -1,8 +1,8 @@
 """`kdad train --dry-run`: what a training on any number of processes would do, found out on one.
 
 What `train` refuses at its start is refused here in the same words, by the same code, but for what
-belongs to the machine or the launch: a compiler, a precision, a directory that is in use. Neither a GPU nor other processes are needed; no folder is made, no image is decoded but one of each
-shard.
+belongs to the machine or the launch: a compiler, a precision, a directory that is in use. Neither a
+GPU nor other processes are needed; no folder is made, no image is decoded but one of each shard.
 """
 
 from collections import Counter
