@@ -29,7 +29,8 @@ coverage:  ## install with the dev extra, run the tests, then list the lines of 
 	@.ci/install dev
 	@echo "== running the tests, counting lines"
 	@.venv/bin/python -m coverage erase
-	@.venv/bin/python -m coverage run -m pytest -n 2 $(PYTEST_FLAGS); ended=$$?; \
+	@.venv/bin/python -m coverage run -m pytest -n 2 -m 'not soak and not starves' \
+	    $(PYTEST_FLAGS); ended=$$?; \
 	    .venv/bin/python -m coverage combine --quiet && .venv/bin/python -m coverage report && exit $$ended
 
 soak:  ## install with the dev extra, then run the long campaigns and write docs/soak.md

@@ -164,6 +164,7 @@ def save_where_one_disk_is_full(directory: Path, full: int) -> tuple[str, list[s
 
 
 @pytest.mark.parametrize("full", [0, 1])
+@pytest.mark.starves
 def test_the_full_disk_of_one_process_is_the_same_error_for_all(tmp_path: Path, full: int):
     (message, left), *others = run_ranks(save_where_one_disk_is_full, 2, tmp_path, full)
     assert others[0][0] == message

@@ -221,6 +221,7 @@ def test_out_that_holds_something_is_refused_and_untouched(tmp_path, case):
     assert contents(tmp_path) == before
 
 
+@pytest.mark.starves
 def test_a_full_disk_stops_a_pack_which_then_goes_on(tmp_path):
     root, out = make_mvtec(tmp_path / "in"), tmp_path / "out"
     outcome = kdad("pack", root, out, "--size", 256, first=partial(limit_files, 20_000))
@@ -231,6 +232,7 @@ def test_a_full_disk_stops_a_pack_which_then_goes_on(tmp_path):
     succeeds("verify", out)
 
 
+@pytest.mark.starves
 def test_what_a_user_may_not_read_or_write_is_named(open_folder):
     root = make_mvtec(open_folder / "in")
     (open_folder / "closed").mkdir(mode=0o555)
@@ -454,6 +456,7 @@ def test_a_run_of_another_configuration_is_refused_by_key_and_untouched(run, con
     ("verb", "processes"),
     [*((verb, n) for verb in ("train", "score", "predict") for n in (1, 2)), ("export", 1)],
 )
+@pytest.mark.starves
 def test_a_run_that_may_not_be_written_is_named(run, config, open_folder, verb, processes):
     copy = shutil.copytree(run, open_folder / "run")
     shards = shutil.copytree(run.parent / "shards", open_folder / "shards")
@@ -482,6 +485,7 @@ def test_a_run_that_may_not_be_written_is_named(run, config, open_folder, verb, 
     ("verb", "processes"),
     [*((verb, n) for verb in ("train", "score", "predict") for n in (1, 2)), ("export", 1)],
 )
+@pytest.mark.starves
 def test_a_full_disk_is_named_and_leaves_what_was_there(run, config, tmp_path, verb, processes):
     copy = shutil.copytree(run, tmp_path / "run")
     image = save_image(tmp_path / "a.png", texture(1, 400, 400))
@@ -505,6 +509,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(run, config, tmp_path, v
         assert left == before
 
 
+@pytest.mark.starves
 def test_a_cache_without_room_names_the_ways_out(config, tmp_path):
     words = ["train", config, f"output={tmp_path / 'out'}", "data.image_size=16"]
     outcome = kdad(*words, processes=2, first=partial(limit_files, 3000))
