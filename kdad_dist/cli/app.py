@@ -2,7 +2,9 @@
 
 import os
 import sys
+import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -13,8 +15,8 @@ from kdad_dist.cli.look import compare, doctor, status
 from kdad_dist.cli.results import export, report
 from kdad_dist.cli.run import demo, score, train
 from kdad_dist.cli.sweep import sweep
-from kdad_dist.errors import Interrupted, KdadError, UsageError
-from kdad_dist.runtime.stopping import interrupts_prevail
+from kdad_dist.errors import Interrupted, KdadError, Preempted, UsageError
+from kdad_dist.runtime.stopping import LAUNCHER, interrupts_prevail
 from kdad_dist.wording import printable
 
 app = typer.Typer(
@@ -25,6 +27,8 @@ app = typer.Typer(
 )
 VERBS = (demo, doctor, pack, verify, train, score, report, sweep, status, compare, export)
 """In the order in which a newcomer meets them."""
+TURN = 10.0
+"""Seconds that a process has to say the error of all before the others leave."""
 
 
 def main() -> None:
@@ -47,9 +51,13 @@ def main() -> None:
 def fail(error: KdadError) -> NoReturn:
     """Leaves with an error, which one process says where every one has it."""
     # All processes of a node find the same mistake in the command or the configuration.
-    everywhere = isinstance(error, UsageError) and os.environ.get("LOCAL_RANK", "0") != "0"
-    if not (everywhere or (error.shared and os.environ.get("RANK", "0") != "0")):
+    number = "RANK" if error.shared else "LOCAL_RANK" if isinstance(error, UsageError) else ""
+    if os.environ.get(number, "0") == "0":
         print(printable(f"kdad: {error}"), file=sys.stderr)
+    elif LAUNCHER in os.environ and not isinstance(error, Preempted | Interrupted):
+        # It ends all processes once one has left, also the one that is about to say why.
+        with suppress(KeyboardInterrupt):
+            time.sleep(TURN)
     sys.exit(error.exit_code)
 
 

@@ -73,6 +73,16 @@ def test_a_preempted_run_leaves_with_75_and_a_later_mistake_does_not(config: Pat
     assert "optim.lr" in refused.stderr and "torch/distributed" not in refused.stderr
 
 
+def test_a_mistake_is_told_however_late_the_process_that_tells_it_starts(
+    config: Path, warm_python: str
+) -> None:
+    slow = config.parent / "slow"
+    slow.write_text(f'#!/bin/sh\n[ "$RANK" = 1 ] || sleep 3\nexec {warm_python} "$@"\n')
+    slow.chmod(0o755)
+    refused = train(config, "optim.lr=-1", KDAD_PROCESSES="2", PYTHON_EXEC=str(slow))
+    assert refused.returncode == 2 and refused.stderr.count("kdad: ") == 1, refused.stderr
+
+
 @pytest.mark.parametrize("mode", ["fsdp2", "zero3"])
 def test_sharded_training_runs_on_the_cpu_where_that_is_asked_for(config: Path, mode: str) -> None:
     variables = {"KDAD_MODE": mode, "KDAD_DEVICE": "cpu", "KDAD_PROCESSES": "2"}
