@@ -63,6 +63,7 @@ class Watch:
         self.interval = min(INTERVAL, seconds / 10)
         self._store = store
         self._order, self._place, self._moved = 0, "its start", time.monotonic()
+        self._told = self._moved
         self._beat = self._rounds = self._unheard = 0
         self._first: dict[int, Sign] = {}
         """What was seen of each process when somebody last came further."""
@@ -107,6 +108,10 @@ class Watch:
 
     def tell(self) -> None:
         """A round of the talk: gives a sign of life, and looks at the others where it is due."""
+        now = time.monotonic()
+        silence, self._told = now - self._told, now
+        if silence > ROUNDS * self.interval:  # it was paused, perhaps with all others
+            self._moved = min(now, self._moved + silence)
         self._beat += 1
         sign = Sign(self._beat, self._idle(), self._order, self._place, os.getpid(), HOST)
         try:

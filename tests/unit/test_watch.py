@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from torch.distributed import HashStore, TCPStore
 
-from kdad_dist.runtime.watch import ROUNDS, Sign, Watch, is_gone, verdict
+from kdad_dist.runtime.watch import Sign, Watch, is_gone, verdict
 from tests.launcher import free_port, start, wait_for
 
 PATIENCE = timedelta(seconds=120)
@@ -140,10 +140,12 @@ def test_a_launch_that_was_paused_as_a_whole_blames_nobody(monkeypatch):
     launch = Launch(monkeypatch, 3)
     launch.go(3, EVERYBODY)
     launch.now += 24 * 3600
-    launch.go(ROUNDS, set())  # the first step takes its time
+    launch.go(50, set())  # the first step takes its time
     launch.go(1, {1})
-    launch.go(ROUNDS, set())
+    launch.go(50, set())
     assert not launch.codes
+    launch.go(100, set())
+    assert launch.codes == dict.fromkeys(EVERYBODY, 1)
 
 
 def test_a_store_that_is_gone_ends_who_waits_and_leaves_the_reason_to_those_who_know(monkeypatch):
