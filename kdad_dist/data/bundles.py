@@ -17,6 +17,7 @@ from kdad_dist.data.idx import read_idx
 from kdad_dist.data.index import Split
 from kdad_dist.data.records import Record, Scan, Unusable, folders, make_key
 from kdad_dist.errors import DataError
+from kdad_dist.wording import enumerated
 
 DIGITS = tuple("0123456789")
 FASHION = (
@@ -78,6 +79,8 @@ def read_bundle(result: Scan, folder: Path, kind: Kind) -> None:
     classes = _class_names(folder, kind, [(part.split, labels) for part, _, labels in usable])
     if classes is FASHION:
         result.reason += ", and its labels begin as those of Fashion-MNIST"
+    if kind is not Kind.IDX:
+        result.reason += _unlike_published({part.images: len(labels) for part, _, labels in usable})
     for part, pixels, labels in usable:
         if (unknown := labels >= len(classes)).any():
             at = int(unknown.argmax())
@@ -107,6 +110,17 @@ def _usable(
                 yield part, pixels, labels
             else:
                 result.faults.append((part.images, "holds no image"))
+
+
+def _unlike_published(counts: dict[Path, int]) -> str:
+    """A clause about files of CIFAR-10 that are shorter or longer than they are published.
+
+    They may be somebody's choice of images, or a file that was cut short between two of them.
+    """
+    other = [f"{file.name} has {n:,}" for file, n in counts.items() if n != cifar.IMAGES]
+    if not other:
+        return ""
+    return f"; not as published, {cifar.IMAGES:,} images in each file: {enumerated(other, 2)}"
 
 
 def _parts(folder: Path, kind: Kind) -> list[_Part]:

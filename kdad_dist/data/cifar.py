@@ -15,6 +15,8 @@ from kdad_dist.data.records import Unusable
 
 SIDE = 32
 PIXELS = 3 * SIDE**2
+IMAGES = 10_000
+"""In each file, as published; a `.bin` file does not say how many it should hold."""
 PYTHON_NAMES = "batches.meta"
 BINARY_NAMES = "batches.meta.txt"
 
@@ -47,7 +49,7 @@ def read_binary(path: Path) -> Rows:
         raise Unusable(
             path,
             f"holds {len(data):,} bytes, not a multiple of {row:,} (a label and 3 x {SIDE} x "
-            f"{SIDE} pixels for each image; the published files have {10_000 * row:,})",
+            f"{SIDE} pixels for each image; the published files have {IMAGES * row:,})",
         )
     rows = data.reshape(-1, row)
     return _planes_last(rows[:, 1:]), rows[:, 0]

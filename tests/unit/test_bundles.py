@@ -52,7 +52,8 @@ def only_fault(root: Path) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("make", [make_cifar_python, make_cifar_binary])
-def test_cifar_is_packed_without_loss(tmp_path, make):
+def test_cifar_is_packed_without_loss(tmp_path, make, monkeypatch):
+    monkeypatch.setattr(cifar, "IMAGES", 4)
     result = pack(make(tmp_path / "cifar"), tmp_path / "out", size=0)
     kind = "python" if make is make_cifar_python else "binary"
     suffix = "" if kind == "python" else ".bin"
@@ -366,6 +367,23 @@ def test_a_truncated_binary_batch_is_named_and_can_be_left_out(tmp_path):
     assert [file for file, _ in result.skipped] == ["data_batch_5.bin"]
     assert result.images == 20
     assert pack(root, tmp_path / "out", skip_bad=True).unchanged
+
+
+@pytest.mark.parametrize("make", [make_cifar_python, make_cifar_binary])
+def test_files_of_cifar_that_hold_other_numbers_than_the_published_are_told(tmp_path, make):
+    reason = scan(make(tmp_path / "cifar")).reason
+    first = "data_batch_1" if make is make_cifar_python else "data_batch_1.bin"
+    assert reason.endswith(
+        f"; not as published, 10,000 images in each file: {first} has 4 and 5 more"
+    )
+
+
+def test_a_binary_batch_cut_between_two_images_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(cifar, "IMAGES", 4)
+    path = make_cifar_binary(tmp_path / "cifar") / "data_batch_5.bin"
+    path.write_bytes(path.read_bytes()[: -(1 + cifar.PIXELS)])
+    reason = scan(path.parent).reason
+    assert reason.endswith("; not as published, 4 images in each file: data_batch_5.bin has 3")
 
 
 def test_missing_files_are_named(tmp_path):
