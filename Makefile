@@ -52,7 +52,7 @@ format:  ## rewrite the code as ruff formats it
 	.venv/bin/python -m ruff check --fix .
 	.venv/bin/python -m ruff format .
 
-typecheck:  ## pyright on the package
+typecheck:  ## pyright on the package and the benchmarks
 	@.ci/install dev
 	.venv/bin/python -m pyright
 

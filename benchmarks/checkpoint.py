@@ -28,6 +28,7 @@ from kdad_dist.runtime.checkpoint import CheckpointManager, Rotation
 from kdad_dist.runtime.engines import build_engine
 from kdad_dist.runtime.saved import TrainState
 from kdad_dist.runtime.session import Session
+from kdad_dist.runtime.tensors import Tensors
 from kdad_dist.wording import readable
 
 
@@ -35,6 +36,8 @@ def measure(config: RunConfig, here: Session, folder: Path, rounds: int) -> dict
     """Seconds of each save, and bytes of the last, by way."""
     method = build_method(config).to(here.device)
     engine = build_engine(config, method, here)
+    assert isinstance(engine.contents, Tensors)
+    [optimizer] = engine.contents.optimizers
     for parameter in method.student.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
@@ -47,8 +50,8 @@ def measure(config: RunConfig, here: Session, folder: Path, rounds: int) -> dict
     def whole(step: int) -> None:
         if here.is_main:
             with open(folder / "whole.pt", "wb") as file:
-                optimizer = engine.contents.optimizers[0].state_dict()
-                torch.save({"student": method.student.state_dict(), "optimizer": optimizer}, file)
+                state = {"student": method.student, "optimizer": optimizer}
+                torch.save({name: part.state_dict() for name, part in state.items()}, file)
                 file.flush()
                 os.fsync(file.fileno())
         here.barrier()
@@ -97,7 +100,9 @@ def work(method: str, folder: Path, rounds: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", default=["stfpm", "large"])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])

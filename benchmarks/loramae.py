@@ -295,7 +295,9 @@ def distance(ours: dict[str, float], theirs: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("category", type=Path, help="in the layout of MVTec AD")
     parser.add_argument("--preset", default="mae_vit_small_patch7")
     parser.add_argument("--size", type=int, default=224)

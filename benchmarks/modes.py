@@ -4,7 +4,8 @@
     KDAD_DEVICE=cpu python benchmarks/modes.py --method tiny --batch 8 --steps 4 --processes 2
 
 DDP, FSDP2, ZeRO-2 and ZeRO-3, on the GPUs of this machine (NCCL), or on its CPU. Each mode is a
-launch of its own; the batch is in memory, bfloat16, and the median step counts.
+launch of its own; the batch is in memory, bfloat16, and the median step counts. Ratios are to the
+first mode.
 """
 
 import argparse
@@ -42,7 +43,9 @@ def work(method: str, folder: Path, batch: int, steps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--method", default="large", choices=METHODS)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--steps", type=int, default=20)
@@ -55,7 +58,12 @@ def main() -> None:
         return
     on_cpu = os.environ.pop("KDAD_DEVICE", "") == "cpu" or not torch.cuda.is_available()
     print(machine())
-    print("| mode | processes | images/s | peak memory of a process |\n|" + 4 * "---|")
+    first = options.modes[0]
+    print(
+        "| mode | processes | images/s | peak memory of a process "
+        f"| images/s against {first} | memory against {first} |\n|" + 6 * "---|"
+    )
+    measured = []
     with tempfile.TemporaryDirectory() as name:
         noise(Path(name), options.batch)
         for mode in options.modes:
@@ -65,9 +73,11 @@ def main() -> None:
             words += ["--batch", str(options.batch), "--steps", str(options.steps)]
             found = answer_of(words, launched, options.processes)
             assert found["mode"] == mode, found
+            measured.append(found)
             print(
                 f"| {mode} | {options.processes} | {options.batch / found['step']:.1f} "
-                f"| {readable(found['peak'])} |",
+                f"| {readable(found['peak'])} | {measured[0]['step'] / found['step']:.2f}x "
+                f"| {found['peak'] / measured[0]['peak']:.2f}x |",
                 flush=True,
             )
 

@@ -19,6 +19,7 @@ import math
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,8 @@ class PlainMae(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight.flatten(1))
-                nn.init.zeros_(module.bias)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
             if "blocks." in name:
                 parameter.requires_grad = "lora_" in name
@@ -179,7 +181,7 @@ def smoothed(maps: Tensor) -> Tensor:
 class Files(Dataset):
     """Image files that are decoded whenever they are asked for."""
 
-    def __init__(self, files: list[Path], transform: transforms.Compose) -> None:
+    def __init__(self, files: list[Path], transform: Callable[[Image.Image], Tensor]) -> None:
         self.files, self.transform = files, transform
 
     def __len__(self) -> int:
@@ -299,7 +301,9 @@ def architecture(options: argparse.Namespace) -> dict[str, int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=["train", "infer"])
     parser.add_argument("source", type=Path, help="a category in the layout of MVTec AD")
     parser.add_argument("architecture", type=Path, help="JSON: patch, dim, depth, heads, decoder_*")

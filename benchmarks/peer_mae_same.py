@@ -39,7 +39,9 @@ def test_images(config: RunConfig) -> torch.Tensor:
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path)
     parser.add_argument("architecture", type=Path)
     parser.add_argument("weights", type=Path, help="the file to write")

@@ -3,6 +3,9 @@
 peer_metrics.py MAPS.npz REPEATS: prints one line of JSON.
 """
 
+# Runs in an environment of its own, which type checkers of ours do not see.
+# pyright: reportMissingImports=false
+
 import json
 import sys
 import time
@@ -20,7 +23,7 @@ def main() -> None:
     with np.load(sys.argv[1]) as stored:
         maps, masks = torch.from_numpy(stored["maps"]), torch.from_numpy(stored["masks"])
     image = torch.zeros(BATCH, 3, 1, 1)
-    times = []
+    times, pixel_auroc, pixel_aupro = [], 0.0, 0.0
     for _ in range(int(sys.argv[2])):
         metrics = [
             AUROC(fields=["anomaly_map", "gt_mask"]),

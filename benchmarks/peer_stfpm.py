@@ -17,6 +17,9 @@ as the network gives them (`maps.npy`, in the order of `names.json`), for others
 figures are taken after its post-processing, which cuts off at 0 and 1.
 """
 
+# Runs in an environment of its own, which type checkers of ours do not see.
+# pyright: reportMissingImports=false
+
 import argparse
 import contextlib
 import json

@@ -40,7 +40,9 @@ TARGET = 20  # times as many images per second from the second epoch on
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--root", type=Path, help="folder of images (default: generated ones)")
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
@@ -167,17 +169,23 @@ def report_share(shards: Path, size: int) -> None:
 def total_share(shards: Path, size: int, ranks: int) -> int:
     """KiB of the cache in memory, over all ranks."""
     command = [sys.executable, __file__, "--rank", str(shards), "--size", str(size)]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    running = [subprocess.Popen(command, **pipes) for _ in range(ranks)]
-    assert all(process.stdout.readline().strip() == "ready" for process in running)
-    total = 0
-    for process in running:
-        process.stdin.write("measure\n")
-        process.stdin.flush()
-        total += int(process.stdout.readline())
+    running = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(ranks)
+    ]
+    assert all(heard(process) == "ready" for process in running)
+    total = sum(int(heard(process, "measure\n")) for process in running)
     for process in running:
         process.communicate("end\n")
     return total
+
+
+def heard(process: subprocess.Popen[str], said: str = "") -> str:
+    """Its next line, after something was said to it."""
+    assert process.stdin is not None and process.stdout is not None
+    process.stdin.write(said)
+    process.stdin.flush()
+    return process.stdout.readline().strip()
 
 
 if __name__ == "__main__":

@@ -81,7 +81,9 @@ def choices_table(path: Path, top: int, around: dict[str, str]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", nargs="+", action="append", default=[], metavar="TITLE RUN")
     parser.add_argument("--metrics", default="metrics.json", help="or metrics-last.json")
     parser.add_argument("--choices", type=Path)

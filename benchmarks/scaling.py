@@ -64,7 +64,9 @@ def work(method: str, folder: Path, steps: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--methods", nargs="+", default=["stfpm", "small"])
     parser.add_argument("--mode", default="cpu", help="KDAD_MODE of the launch")
     parser.add_argument("--steps", type=int, default=6)

@@ -21,8 +21,10 @@ from kdad_dist.types import Batch
 Step = Callable[[], object]
 
 
-def options(doc: str, batch: int, size: int) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
+def options(doc: str | None, batch: int, size: int) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--size", type=int, default=size)

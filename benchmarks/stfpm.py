@@ -91,7 +91,9 @@ def anomalib(category: Path, weights: Path, options: argparse.Namespace) -> dict
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("category", type=Path, help="in the layout of MVTec AD")
     parser.add_argument("weights", type=Path, help="ImageNet ResNet-18, stem to layer3, timm names")
     parser.add_argument("--epochs", type=int, default=2)

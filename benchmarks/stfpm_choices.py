@@ -9,6 +9,7 @@ import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import torch
 from choices import read_groups, read_outs
@@ -18,19 +19,23 @@ from kdad_dist.methods.stfpm import Stfpm, combine
 from kdad_dist.runtime.restore import restore
 
 SIGMAS = (0.0, 4.0)
+Way = Literal["product", "sum"]
 
 
-def candidates(count: int) -> Iterator[tuple[tuple[int, ...], str]]:
+def candidates(count: int) -> Iterator[tuple[tuple[int, ...], Way]]:
     """Layers, and how their maps are combined."""
     for size in range(1, count + 1):
         for layers in itertools.combinations(range(count), size):
-            for way in ["product", "sum"] if size > 1 else ["product"]:
-                yield layers, way
+            yield layers, "product"
+            if size > 1:
+                yield layers, "sum"
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--shards", help="where the shards are now")

@@ -164,7 +164,9 @@ def difference(ours: list[float], peer: list[float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("category", type=Path, help="in the layout of MVTec AD")
     parser.add_argument("weights", type=Path, help="ImageNet ResNet-18, stem to layer3, timm names")
     parser.add_argument("--work", type=Path, required=True, help="where everything is kept")

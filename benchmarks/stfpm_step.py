@@ -31,7 +31,7 @@ def plain_step(image: torch.Tensor, weights: Path) -> Step:
     def step() -> None:
         with torch.no_grad():
             targets = teacher(image)
-        loss = 0
+        loss = image.new_zeros(())
         for target, feature in zip(targets, student(image), strict=True):
             target, feature = F.normalize(target), F.normalize(feature)
             height, width = target.shape[-2:]

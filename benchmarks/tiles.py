@@ -2,7 +2,8 @@
 
 python benchmarks/tiles.py SHARDS SIZE RUN... [--set a.b=c]...
 
-Maps are enlarged to SIZE, at which the masks are read; image scores are those of `kdad score`.
+Maps are enlarged to SIZE, at which the masks are read; image scores are those of `kdad score`. The
+last column is the time of an image in units of the first run's.
 """
 
 import argparse
@@ -39,21 +40,29 @@ def figures(detector: Detector, shards: str, size: int) -> tuple[dict[str, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("shards")
     parser.add_argument("size", type=int)
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--set", action="append", default=[], metavar="a.b=c")
     options = parser.parse_args()
-    print("| run | read at | network sees |", *(f"{name} |" for name in FIGURES), "ms per image |")
-    print("| --- |" + " --- |" * (len(FIGURES) + 3))
+    print(
+        "| run | read at | network sees |",
+        *(f"{name} |" for name in FIGURES),
+        "ms per image | time |",
+    )
+    print("| --- |" + " --- |" * (len(FIGURES) + 4))
+    first = None
     for run in options.runs:
         detector = load(run, options.set)
         mean, seconds = figures(detector, options.shards, options.size)
         data = detector.config.data
         row = [run.name, f"{data.image_size} px", f"{data.network_size} px"]
         row += [f"{mean[name]:.3f}" for name in FIGURES]
-        print(f"| {' | '.join(row)} | {1000 * seconds:.0f} |", flush=True)
+        first = first or seconds
+        print(f"| {' | '.join(row)} | {1000 * seconds:.0f} | {seconds / first:.2f}x |", flush=True)
 
 
 if __name__ == "__main__":
