@@ -52,7 +52,9 @@ def status(
 
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Two runs or more.")],
-    images: Annotated[int, typer.Option(min=0, help="Images of either label to name.")] = 5,
+    images: Annotated[
+        int, typer.Option(min=0, help="Images to name; of detectors, of either label.")
+    ] = 5,
     as_json: Json = False,
 ) -> None:
     """Show where runs differ: configuration, figures, images judged most differently."""

@@ -11,12 +11,19 @@ from numpy.typing import NDArray
 from kdad_dist import files
 from kdad_dist.config.changes import flatten
 from kdad_dist.errors import UsageError
-from kdad_dist.report.data import METRICS, Figures, RunFiles, Score, read_run
+from kdad_dist.report.classes import tells_classes
+from kdad_dist.report.data import Metrics, RunFiles, Score, read_run
+from kdad_dist.report.text import ACCURACY, COLUMNS
 from kdad_dist.runtime.rundir import DATA_FILE
 from kdad_dist.wording import kdad
 
 OWN = ("name", "output")
 """Keys that differ from run to run and say nothing."""
+FIGURES = (*COLUMNS, *ACCURACY, "correlation", "overlap")
+"""Of detectors, of classifiers, and of how far two networks look at the same."""
+
+Judged = tuple[Sequence[Score], dict[str, Any]]
+"""An image as each run scored it, and how that differs."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,10 @@ class Side:
     files: RunFiles
     trained_on: str | None
     """Fingerprint of the shards."""
+
+    @property
+    def tells_classes(self) -> bool:
+        return tells_classes(self.files)
 
     @property
     def scored_on(self) -> str | None:
@@ -49,7 +60,7 @@ def compare(runs: Sequence[Path], most: int) -> dict[str, Any]:
     """What differs between runs; lists of values are in the order of the runs.
 
     Args:
-        most: images of either label that are named.
+        most: images that are named; of detectors, of either label.
 
     Raises:
         UsageError: fewer than two runs, or a directory that holds none.
@@ -73,6 +84,15 @@ def compare(runs: Sequence[Path], most: int) -> dict[str, Any]:
 def notes(sides: Sequence[Side]) -> list[str]:
     """What forbids to take figures for comparable."""
     said = []
+    if len({side.tells_classes for side in sides}) > 1:
+        tell, find = (
+            ", ".join(str(side.directory) for side in sides if side.tells_classes is kind)
+            for kind in (True, False)
+        )
+        said.append(
+            f"classes are told apart by {tell}, anomalies are found by {find}: neither figures nor "
+            "images of the one kind compare with those of the other"
+        )
     for what, prints in (
         ("trained", [side.trained_on for side in sides]),
         ("scored", [side.scored_on for side in sides]),
@@ -104,66 +124,105 @@ def differing(configs: Sequence[dict[str, Any]]) -> dict[str, list[Any]]:
 
 
 def figures(sides: Sequence[Side]) -> dict[str, dict[str, list[float | None]]]:
-    """By category, and "mean" and "synthetic" (of held-out images) of a run: each figure that one
-    of the runs has, of every run.
-    """
-    scored = [side.files.metrics for side in sides]
-    parts: dict[str, list[Figures | None]] = {"mean": [m.mean if m else None for m in scored]}
-    for name in dict.fromkeys(name for m in scored if m for name in m.categories):
-        parts[f"category {name}"] = [m.categories.get(name) if m else None for m in scored]
-    parts["synthetic"] = [m.synthetic if m else None for m in scored]
+    """By part of a run's results: each figure that one of the runs has, of every run."""
+    several = [parts(side.files.metrics) if side.files.metrics else {} for side in sides]
     found = {}
-    for part, several in parts.items():
-        rows = {key: [getattr(f, key, None) for f in several] for key in METRICS}
+    for part in dict.fromkeys(part for run in several for part in run):
+        rows = {key: [getattr(run.get(part), key, None) for run in several] for key in FIGURES}
         found[part] = {k: v for k, v in rows.items() if any(x is not None for x in v)}
     return found
 
 
-def disagreements(sides: Sequence[Side], most: int) -> dict[str, list[dict[str, Any]]]:
-    """The images whose rank differs most between runs, the worst first: "normal", "anomalous".
-
-    The scores of two runs have no common scale; their order has. Rank 1 is the most anomalous of
-    the images that all runs have scored.
+def parts(metrics: Metrics) -> dict[str, Any]:
+    """What a run has figures of: each category, their mean (of classes: all images), held-out
+    images, and networks of which it says how far they agree.
     """
+    return {
+        "mean": metrics.mean,
+        **{f"category {name}": found for name, found in metrics.categories.items()},
+        "synthetic": metrics.synthetic,
+        "held_out": metrics.held_out,
+        **{
+            f"agreement {kind}, {pair}": found
+            for kind, pairs in metrics.agreement.items()
+            for pair, found in pairs.items()
+        },
+    }
+
+
+def disagreements(sides: Sequence[Side], most: int) -> dict[str, list[dict[str, Any]]]:
+    """The images that runs judge most differently, the worst first: of detectors those that are
+    "normal" and "anomalous", of classifiers "classes"; {} of both kinds of runs together.
+    """
+    kinds = {side.tells_classes for side in sides}
+    if len(kinds) > 1:
+        return {}
     tables = [{(s.category, s.key): s for s in side.files.scores} for side in sides]
-    if not all(tables):
-        return {"normal": [], "anomalous": []}
     common = [place for place in tables[0] if all(place in table for table in tables)]
-    ranks = np.array([ranked([table[p].pred_score for p in common]) for table in tables])
-    apart = np.ptp(ranks, axis=0) if common else np.zeros(0)
+    rows = [[table[place] for table in tables] for place in common]
     pictures = [{(e.category, e.key): e.image for e in side.files.examples} for side in sides]
 
-    def described(i: int) -> dict[str, Any]:
-        place = common[i]
+    def described(scores: Sequence[Score], differing: dict[str, Any]) -> dict[str, Any]:
+        one = scores[0]
         return {
-            **named(tables[0][place]),
-            "scores": [table[place].pred_score for table in tables],
-            "labels": [table[place].pred_label for table in tables],
-            "ranks": ranks[:, i].tolist(),
-            "apart": float(apart[i]),
-            "of": len(common),
+            **{name: getattr(one, name) for name in ("key", "category", "defect_type", "gt_label")},
+            "scores": [score.pred_score for score in scores],
+            "labels": [score.pred_label for score in scores],
+            **differing,
+            "of": len(rows),
             "pictures": [
-                str(side.files.examples_directory / known[place]) if place in known else None
+                str(side.files.examples_directory / known[one.category, one.key])
+                if (one.category, one.key) in known
+                else None
                 for side, known in zip(sides, pictures, strict=True)
             ],
         }
 
-    order = sorted(range(len(common)), key=lambda i: -apart[i])
-    labelled = {"normal": 0, "anomalous": 1}
+    judged = by_class(rows) if True in kinds else by_rank(rows)
+    return {kind: [described(*image) for image in some[:most]] for kind, some in judged.items()}
+
+
+def by_class(rows: Sequence[Sequence[Score]]) -> dict[str, list[Judged]]:
+    """The images that are not taken for the same class by all runs.
+
+    First come those of which the runs are surest: the sum of their confidences is largest.
+    """
+    apart = [row for row in rows if len({score.pred_class for score in row}) > 1]
+    apart.sort(key=lambda row: -sum(score.pred_score for score in row))
     return {
-        name: [
-            described(i)
-            for i in [i for i in order if tables[0][common[i]].gt_label == label and apart[i]][
-                :most
-            ]
+        "classes": [
+            (
+                row,
+                {
+                    "class_name": row[0].class_name,
+                    "told": [score.pred_class for score in row],
+                    "differing": len(apart),
+                },
+            )
+            for row in apart
         ]
-        for name, label in labelled.items()
     }
 
 
-def named(score: Score) -> dict[str, Any]:
-    names = ("key", "category", "defect_type", "gt_label")
-    return {name: getattr(score, name) for name in names}
+def by_rank(rows: Sequence[Sequence[Score]]) -> dict[str, list[Judged]]:
+    """The images of either label whose rank is not the same in all runs, the furthest apart first.
+
+    The scores of two runs have no common scale; their order has. Rank 1 is the most anomalous of
+    the images that all runs have scored.
+    """
+    ranks = np.array(
+        [ranked([score.pred_score for score in run]) for run in zip(*rows, strict=True)]
+    )
+    apart = np.ptp(ranks, axis=0) if rows else np.zeros(0)
+    order = [int(i) for i in np.argsort(-apart, kind="stable") if apart[i]]
+    return {
+        name: [
+            (rows[i], {"ranks": ranks[:, i].tolist(), "apart": float(apart[i])})
+            for i in order
+            if rows[i][0].gt_label == label
+        ]
+        for name, label in (("normal", 0), ("anomalous", 1))
+    }
 
 
 def ranked(scores: Sequence[float]) -> NDArray[np.float64]:

@@ -9,6 +9,7 @@ from kdad_dist.report.text import COLUMNS, SYNTHETIC
 from kdad_dist.wording import aligned, on_one_line
 
 Facts = dict[str, Any]
+TITLES = {"synthetic": SYNTHETIC, "held_out": "held-out images"}
 
 
 def told(facts: Facts) -> str:
@@ -49,31 +50,39 @@ def config_rows(found: dict[str, list[Any]]) -> list[list[str]]:
 
 def figure_rows(metrics: dict[str, dict[str, list[float | None]]]) -> Iterator[list[str]]:
     """The mean of several categories comes after them, and last what one may choose by."""
-    parts = {name: rows for name, rows in metrics.items() if name.startswith("category ")}
-    if len(parts) != 1:
-        parts["mean"] = metrics["mean"]
-    parts[SYNTHETIC] = metrics["synthetic"]
-    for name, rows in parts.items():
-        for key, values in rows.items():
+    names = [name for name in metrics if name.startswith("category ")]
+    rest = [name for name in metrics if name not in names and (name != "mean" or len(names) != 1)]
+    for name in names + rest:
+        for key, values in metrics[name].items():
             known = [value for value in values if value is not None]
             cells = ["-" if value is None else f"{value:.4f}" for value in values]
             if len(values) == 2:
                 cells.append(f"{known[1] - known[0]:+.4f}" if len(known) == 2 else "")
-            yield [f"{name.removeprefix('category ')} {COLUMNS.get(key, key)}", *cells]
+            of = "all classes" if (name, key) == ("mean", "accuracy") else TITLES.get(name, name)
+            yield [f"{of.removeprefix('category ')} {COLUMNS.get(key, key)}", *cells]
 
 
 def images(kind: str, names: Sequence[str], found: Sequence[Facts]) -> str:
-    """The images of a label: score and rank in each run, and a picture where one of them kept it,
-    which is the same in each; what the run saw in it lies beside it.
+    """The images of a kind: what they are, what each run says of them (score and rank, or class and
+    confidence), and a picture where one of them kept it, which is the same in each; what the run
+    saw in it lies beside it.
     """
     if not found:
         return ""
     rows = []
     for image in found:
-        places = zip(image["scores"], image["ranks"], strict=True)
-        cells = [f"{score:.4g} (rank {rank:g})" for score, rank in places]
-        rows.append([image["key"], image["defect_type"] or "good", *cells])
-    header = f"{kind} images judged most differently, of {found[0]['of']}"
+        if kind == "classes":
+            said = zip(image["told"], image["scores"], strict=True)
+            cells = [image["class_name"], *(f"{told} ({score:.4f})" for told, score in said)]
+        else:
+            said = zip(image["scores"], image["ranks"], strict=True)
+            cells = [image["defect_type"] or "good"]
+            cells += [f"{score:.4g} (rank {rank:g})" for score, rank in said]
+        rows.append([image["key"], *cells])
+    first = found[0]
+    header = f"{kind} images judged most differently, of {first['of']}"
+    if kind == "classes":
+        header = f"images taken for different classes, {first['differing']} of {first['of']}"
     titled, *lines = aligned([["", "", *names], *rows], left=2)
     pictures = [next(filter(None, image["pictures"]), "") for image in found]
     shown = [

@@ -130,6 +130,9 @@ class Score:
     gt_label: int
     pred_score: float
     pred_label: Label = None
+    class_name: str | None = None
+    pred_class: str | None = None
+    """Where classes are told apart: its own, and the one that it was taken for."""
 
 
 @dataclass(frozen=True, config=LOOSE)

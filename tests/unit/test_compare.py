@@ -4,13 +4,16 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from kdad_dist.compare.differences import compare, ranked
 from kdad_dist.compare.text import told
 from kdad_dist.errors import DataError, UsageError
-from tests.helpers_run import make_run, write_json
+from kdad_dist.score.classes import CLASS_COLUMNS, measured, write_mistakes
+from kdad_dist.score.results import write_scores
+from tests.helpers_run import make_run, write_explained, write_json
 
 
 @pytest.fixture
@@ -66,6 +69,70 @@ def test_keys_that_differ_are_named_with_both_values(runs):
     }
     lines = told(facts).splitlines()
     assert ["method.teacher.backbone", "resnet18", "resnet50"] in [line.split() for line in lines]
+
+
+CLASSES = ["cat", "deer", "dog"]
+
+
+def make_classifier(run: Path, **told: tuple[str, float]) -> Path:
+    """A scored classifier of two images of each class, which is right but in what is `told`: by
+    image, class and confidence.
+    """
+    rows = []
+    for label, name in enumerate(CLASSES):
+        for key in (f"{name}0", f"{name}1"):
+            said, confidence = told.get(key, (name, 0.5))
+            row = {"key": key, "category": name, "defect_type": "", "gt_label": label}
+            row |= {"pred_score": confidence, "pred_label": CLASSES.index(said)}
+            rows.append(row | {"class_name": name, "pred_class": said})
+    config = {"name": run.name, "method": {"name": "classkd"}}
+    run.mkdir()
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    write_json(run / "metrics.json", measured(CLASSES, rows, rows[:4]))
+    (run / "scores").mkdir()
+    write_scores(run / "scores/scores.csv", rows, CLASS_COLUMNS)
+    write_mistakes(run / "scores/examples", rows, lambda _: np.zeros((8, 8, 3), np.uint8))
+    return run
+
+
+def test_classifiers_differ_in_accuracy_and_in_the_images_they_take_for_different_classes(tmp_path):
+    # Of deer1 the runs are surer; of cat1 and dog0 both say the same, though with other confidence.
+    one = make_classifier(tmp_path / "one", deer0=("cat", 0.6), deer1=("dog", 0.9), dog0=("cat", 1))
+    two = make_classifier(tmp_path / "two", cat1=("cat", 0.99), dog0=("cat", 0.4))
+    write_explained(two)
+    facts = compare([one, two], 5)
+    assert facts["notes"] == []
+    assert facts["metrics"]["mean"] == {"accuracy": [3 / 6, 5 / 6]}
+    assert facts["metrics"]["category deer"] == {"accuracy": [0.0, 1.0]}
+    assert facts["metrics"]["held_out"] == {"accuracy": [0.5, 1.0]}
+    assert facts["metrics"]["agreement gradcam, student_teacher"]["overlap"] == [None, 0.543]
+    assert list(facts["images"]) == ["classes"]
+    first, second = facts["images"]["classes"]
+    assert (first["key"], first["class_name"], first["told"]) == ("deer1", "deer", ["dog", "deer"])
+    assert (first["scores"], first["differing"], first["of"]) == ([0.9, 0.5], 2, 6)
+    assert second["key"] == "deer0"
+    picture, none = first["pictures"]
+    assert Path(picture).is_file() and none is None
+    lines = [line.split() for line in told(facts).splitlines()]
+    assert ["all", "classes", "accuracy", "0.5000", "0.8333", "+0.3333"] in lines
+    assert ["held-out", "images", "accuracy", "0.5000", "1.0000", "+0.5000"] in lines
+    assert ["deer1", "deer", "dog", "(0.9000)", "deer", "(0.5000)", picture] in lines
+    assert "images taken for different classes, 2 of 6" in told(facts)
+    assert len(compare([one, two], 1)["images"]["classes"]) == 1
+    assert compare([two, two], 5)["images"] == {"classes": []}
+
+
+def test_a_classifier_and_a_detector_are_said_not_to_compare(runs, tmp_path):
+    ways = make_classifier(tmp_path / "ways")
+    facts = compare([runs[0], ways, runs[1]], 5)
+    assert facts["notes"][0] == (
+        f"classes are told apart by {ways}, anomalies are found by {runs[0]}, {runs[1]}: neither "
+        "figures nor images of the one kind compare with those of the other"
+    )
+    assert facts["images"] == {}
+    assert facts["metrics"]["mean"]["accuracy"] == [None, 1.0, None]
+    assert facts["metrics"]["mean"]["image_auroc"][1] is None
+    assert "taken for" not in told(facts) and "judged" not in told(facts)
 
 
 def test_images_are_ranked_within_each_run_and_both_labels_shown(runs):
