@@ -7,7 +7,7 @@ left to do follows from the runs themselves.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from kdad_dist.config.changes import changed_keys
 from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, dump, load_run
 from kdad_dist.config.run import RunConfig
 from kdad_dist.runtime.rundir import STATUS_FILE, last_words
-from kdad_dist.sweep.published import Published
+from kdad_dist.sweep.published import Figures
 
 SCORED, NOT_SCORED, NOT_STARTED = "scored", "not scored", "not started"
 KINDS = {"selected": "metrics.json", "final": "metrics-last.json"}
@@ -110,8 +110,8 @@ class Sweep:
     jobs: tuple[Job, ...]
     """The first seed of every class, then the second of every class, and so on."""
     rows: Literal["class", "variant"] = "class"
-    published: Mapping[str, Mapping[str, Published]] = field(default_factory=dict)
-    """What others publish: by class or variant, then by metric."""
+    published: Figures = field(default_factory=dict)
+    """What others publish."""
     typed: tuple[str, ...] = ()
     """The overrides of the configuration, of which published figures know nothing."""
 

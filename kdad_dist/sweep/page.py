@@ -21,7 +21,7 @@ from kdad_dist.runtime.rundir import LOG_FILE
 from kdad_dist.sweep.jobs import SCORED, Sweep
 from kdad_dist.sweep.published import METRICS
 from kdad_dist.sweep.table import write_table
-from kdad_dist.sweep.text import Table, as_latex, as_markdown, compared, grids, remarks
+from kdad_dist.sweep.text import Table, as_latex, as_markdown, compared, first, grids, remarks
 from kdad_dist.wording import amount
 
 PAGE, LATEX = "report.html", "table.tex"
@@ -110,8 +110,8 @@ def drawings(sweep: Sweep, found: Table) -> dict[str, Chart]:
 
 def figures(found: Table, key: str) -> list[Compared]:
     return [
-        Compared(name, row[key]["mean"], row[key]["deviation"], row[key]["published"])
-        for name, row in found["categories"].items()
+        Compared(name, figure["mean"], figure["deviation"], first(figure["published"]))
+        for name, figure in ((name, row[key]) for name, row in found["categories"].items())
     ]
 
 

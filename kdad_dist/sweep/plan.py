@@ -14,7 +14,7 @@ from kdad_dist.data.index import Index, Split
 from kdad_dist.errors import ConfigError, DataError, UsageError
 from kdad_dist.report.png import FIGURES
 from kdad_dist.sweep.jobs import Job, Sweep
-from kdad_dist.sweep.published import Published, read_published
+from kdad_dist.sweep.published import Figures, read_published
 from kdad_dist.sweep.variants import (
     Variant,
     find_variants,
@@ -215,9 +215,7 @@ def reopen(directory: Path) -> Sweep:
     try:
         found = json.loads(path.read_bytes())
         kind: Literal["class", "variant"] = found.get("rows", "class")
-        published = TypeAdapter(dict[str, dict[str, Published]]).validate_python(
-            found.get("published", {})
-        )
+        published = TypeAdapter(Figures).validate_python(found.get("published", {}))
         jobs: dict[str, Job] = {}
         waiting = {Path(run["directory"]).name: run for run in found["runs"]}
 

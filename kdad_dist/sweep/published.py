@@ -1,6 +1,7 @@
 """What others publish: a CSV beside a recipe, of the same stem."""
 
 import csv
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,8 @@ from kdad_dist.report.text import ACCURACY, COLUMNS
 
 METRICS = {**ACCURACY, **COLUMNS}
 """Every figure that a run may have, and its name for a person."""
+OWN = "published"
+"""The method of a figure that names none: what the recipe is of."""
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
@@ -24,8 +27,12 @@ class Published:
     """How it came about, where that is not how ours do."""
 
 
-def read_published(recipe: Path) -> dict[str, dict[str, Published]]:
-    """The published figures of a recipe: by class (or variant), then by metric; {} of most.
+Figures = Mapping[str, Mapping[str, Mapping[str, Published]]]
+"""By method, in the order of the file, then by class (or variant), then by metric."""
+
+
+def read_published(recipe: Path) -> Figures:
+    """The published figures of a recipe; {} of most.
 
     Raises:
         DataError: a line of the file is wrong.
@@ -33,8 +40,11 @@ def read_published(recipe: Path) -> dict[str, dict[str, Published]]:
     path = recipe.with_suffix(".csv")
     if not path.is_file():
         return {}
-    found: dict[str, dict[str, Published]] = {}
-    remedy = "its columns are class, metric, value, source, note; values are from 0 to 1"
+    found: dict[str, dict[str, dict[str, Published]]] = {}
+    remedy = (
+        "its columns are class, metric, value, source, note, and method where there are several; "
+        "values are from 0 to 1"
+    )
     with path.open(encoding="utf-8", newline="") as file:
         for row in (rows := csv.DictReader(file)):
             where = f"{path}:{rows.line_num}"
@@ -44,10 +54,14 @@ def read_published(recipe: Path) -> dict[str, dict[str, Published]]:
                     f"{where}: class {name!r}, metric {metric!r}",
                     f"{remedy}; metrics are {', '.join(METRICS)}",
                 )
-            if metric in found.setdefault(name, {}):
-                raise DataError(f"{where}: {metric} of {name!r} stands twice", "keep one of them")
+            figures = found.setdefault(row.pop("method", None) or OWN, {}).setdefault(name, {})
+            if metric in figures:
+                raise DataError(
+                    f"{where}: {metric} of {name!r} stands twice",
+                    "keep one of them, or say in a column `method` of which method each is",
+                )
             try:
-                found[name][metric] = TypeAdapter(Published).validate_python(row)
+                figures[metric] = TypeAdapter(Published).validate_python(row)
             except ValidationError as error:
                 first = error.errors()[0]
                 column = ".".join(map(str, first["loc"]))

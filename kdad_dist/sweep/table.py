@@ -8,7 +8,7 @@ from statistics import fmean, stdev
 from kdad_dist import files
 from kdad_dist.sweep.jobs import KINDS, SCORED, Job, Sweep
 from kdad_dist.sweep.published import METRICS
-from kdad_dist.sweep.text import Table, as_csv, as_markdown
+from kdad_dist.sweep.text import Table, as_csv, as_markdown, first, mean_of
 
 Found = Mapping[str, Mapping[tuple[str, int], Table]]
 """By kind, then by class (or variant) and seed: mean figures of a run."""
@@ -39,9 +39,9 @@ def table(sweep: Sweep) -> Table:
 
     `categories` (the classes or variants) hold for each figure its `mean` and sample `deviation`
     over seeds (null of one seed): `selected` of the checkpoint that was selected, `final` of the
-    last one, and first in line of the one that `score.checkpoint` names; `published` and the
-    `difference` to it; `cautions` are what to mind of that, each with the classes that it is about.
-    `mean` holds the same of the classes; its deviation is that of the mean over
+    last one, and first in line of the one that `score.checkpoint` names; `published` by method, and
+    the `difference` to the first; `cautions` are what to mind of that, each with the classes that
+    it is about. `mean` holds the same of the classes; its deviation is that of the mean over
     classes, from seed to seed, and its `published` and `difference` are of the `compared` classes.
     """
     runs = [entry(job) for job in sweep.jobs]
@@ -74,9 +74,12 @@ def table(sweep: Sweep) -> Table:
         "mean": {"categories": count, **means} if sweep.rows == "class" else None,
         "cautions": cautions(sweep),
         "published": {
-            name: {key: asdict(figure) for key, figure in sweep.published[name].items()}
-            for name in sweep.names
-            if name in sweep.published
+            method: {
+                name: {key: asdict(figure) for key, figure in figures[name].items()}
+                for name in sweep.names
+                if name in figures
+            }
+            for method, figures in sweep.published.items()
         },
         "missing": [{k: run[k] for k in MISSING} for run in runs if run["state"] != SCORED],
         "runs": runs,
@@ -91,7 +94,7 @@ def cautions(sweep: Sweep) -> dict[str, list[str]]:
     typed = [word for word in sweep.typed if word.split("=")[0].split(".")[0] not in NEUTRAL]
     shards = [word for word in typed if word.startswith("data.shards=")]
     typed = [word for word in typed if word not in shards]
-    published = [name for name in sweep.names if name in sweep.published]
+    published = [n for n in sweep.names if any(n in theirs for theirs in sweep.published.values())]
     if shards and published:
         said[
             f"What is published is matched by name alone: whether {shards[-1]} holds the data set "
@@ -148,13 +151,22 @@ def row(sweep: Sweep, found: Found, own: str, name: str, seeds: Sequence[int], k
         kind: spread([found[kind].get((name, seed), {}).get(key) for seed in seeds])
         for kind in KINDS
     }
-    published = sweep.published.get(name, {}).get(key)
-    ours, theirs = parts[own]["mean"], published.value if published else None
+    theirs = by_method(sweep, name, key)
+    ours, reference = parts[own]["mean"], first(theirs)
     return {
         **parts[own],
         **parts,
         "published": theirs,
-        "difference": None if ours is None or theirs is None else ours - theirs,
+        "difference": None if ours is None or reference is None else ours - reference,
+    }
+
+
+def by_method(sweep: Sweep, name: str, key: str) -> dict[str, float | None]:
+    """What is published of one figure of one class: of each method that has it of some class."""
+    return {
+        method: figures[name][key].value if key in figures.get(name, {}) else None
+        for method, figures in sweep.published.items()
+        if any(key in figures.get(other, {}) for other in sweep.names)
     }
 
 
@@ -172,7 +184,7 @@ def mean(
     for kind in KINDS:
         values = [part[kind]["mean"] for part in rows]
         by_seed = [
-            whole([found[kind].get((name, seed), {}).get(key) for name in sweep.names])
+            mean_of([found[kind].get((name, seed), {}).get(key) for name in sweep.names])
             for seed in seeds
         ]
         parts[kind] = spread(values) | {"deviation": spread(by_seed)["deviation"]}
@@ -180,8 +192,11 @@ def mean(
     return {
         **parts[own],
         **parts,
-        "published": fmean(part["published"] for part in compared) if compared else None,
-        "difference": fmean(part["difference"] for part in compared) if compared else None,
+        "published": {
+            method: mean_of([part["published"][method] for part in compared])
+            for method in rows[0]["published"]
+        },
+        "difference": mean_of([part["difference"] for part in compared]),
         "compared": len(compared),
     }
 
@@ -193,9 +208,3 @@ def spread(values: Sequence[float | None]) -> Table:
         "mean": fmean(known) if known else None,
         "deviation": stdev(known) if len(known) > 1 else None,
     }
-
-
-def whole(values: Sequence[float | None]) -> float | None:
-    """The mean; None where a value is missing, for the others have another mean."""
-    known = [value for value in values if value is not None]
-    return fmean(known) if len(known) == len(values) else None

@@ -9,7 +9,7 @@ from typing import Any
 
 from kdad_dist.report.text import ACCURACY, COLUMNS
 from kdad_dist.sweep.jobs import KINDS
-from kdad_dist.sweep.published import METRICS
+from kdad_dist.sweep.published import METRICS, OWN
 
 Table = dict[str, Any]
 """The content of `table.json`."""
@@ -19,7 +19,7 @@ PARTS = {
     "_deviation": lambda figure: figure["deviation"],
     "_selected": lambda figure: figure["selected"]["mean"],
     "_final": lambda figure: figure["final"]["mean"],
-    "_published": lambda figure: figure["published"],
+    "_published": lambda figure: first(figure["published"]),
     "_difference": lambda figure: figure["difference"],
 }
 """Of each figure in the CSV: the end of a column's name, and what stands there."""
@@ -61,7 +61,7 @@ def known(found: Table) -> list[str]:
 def compared(found: Table) -> list[str]:
     """The figures to look at closely: those that are published, or else the first."""
     rows, keys = found["categories"].values(), known(found)
-    return [k for k in keys if any(row[k]["published"] is not None for row in rows)] or keys[:1]
+    return [k for k in keys if any(row[k]["published"] for row in rows)] or keys[:1]
 
 
 def overview(found: Table, keys: Sequence[str]) -> Grid:
@@ -79,36 +79,37 @@ def overview(found: Table, keys: Sequence[str]) -> Grid:
 
 
 def comparison(found: Table, key: str) -> Grid:
-    """One figure of both checkpoints, beside what is published."""
+    """One figure of both checkpoints, beside the published ones; the difference is to the first."""
     rows = {name: row[key] for name, row in found["categories"].items()}
-    parts = [*KINDS, "published", "difference"]
-    if all(row["published"] is None for row in rows.values()):
-        parts = [*KINDS]
+    methods = list(next(iter(rows.values()))["published"])  # the same of each
     means: dict[str, Table] = {}
     if found["mean"]:
-        means[mean_label(found)] = found["mean"][key]
+        mean = means[mean_label(found)] = found["mean"][key]
         like = [row for row in rows.values() if row["difference"] is not None]
         if 0 < len(like) < found["mean"]["categories"]:
             # Only the mean over the same classes may stand beside that of others.
-            means[mean_label(found)] = {**found["mean"][key], "published": None, "difference": None}
-            means[f"mean of the {len(like)} published"] = {
-                **{kind: {"mean": mean_of([row[kind]["mean"] for row in like])} for kind in KINDS},
-                "published": mean_of([row["published"] for row in like]),
-                "difference": mean_of([row["difference"] for row in like]),
+            means[mean_label(found)] = {**mean, "published": {}, "difference": None}
+            means[f"mean of the {len(like)} published"] = mean | {
+                kind: {"mean": mean_of([row[kind]["mean"] for row in like])} for kind in KINDS
             }
     return Grid(
         METRICS[key],
-        [found["rows"], *parts],
-        [[name, *(cell_of(row, part) for part in parts)] for name, row in rows.items()],
-        [[name, *(cell_of(row, part) for part in parts)] for name, row in means.items()],
+        beside([found["rows"], *KINDS], methods, "difference"),
+        [compared_line(name, row, methods) for name, row in rows.items()],
+        [compared_line(name, row, methods) for name, row in means.items()],
     )
 
 
-def cell_of(figure: Table, part: str) -> str:
-    if part in KINDS:
-        return cell(figure[part]["mean"], figure[part].get("deviation"))
-    value = figure[part]
-    return NONE if value is None else f"{value:+.4f}" if part == "difference" else f"{value:.4f}"
+def compared_line(name: str, figure: Table, methods: Sequence[str]) -> list[str]:
+    ours = [cell(figure[kind]["mean"], figure[kind].get("deviation")) for kind in KINDS]
+    theirs = [cell(figure["published"].get(method), None) for method in methods]
+    difference = figure["difference"]
+    return beside([name, *ours], theirs, NONE if difference is None else f"{difference:+.4f}")
+
+
+def beside(ours: list[str], theirs: list[str], difference: str) -> list[str]:
+    """Cells of a line: the difference follows what it is to."""
+    return [*ours, *theirs[:1], difference, *theirs[1:]] if theirs else ours
 
 
 def cell(mean: float | None, deviation: float | None) -> str:
@@ -118,7 +119,9 @@ def cell(mean: float | None, deviation: float | None) -> str:
 
 
 def mean_of(values: Sequence[float | None]) -> float | None:
-    return None if None in values else fmean(value for value in values if value is not None)
+    """The mean; None where a value is missing, for the others have another mean."""
+    known = [value for value in values if value is not None]
+    return fmean(known) if known and len(known) == len(values) else None
 
 
 def mean_label(found: Table) -> str:
@@ -138,14 +141,23 @@ def remarks(found: Table) -> list[str]:
     if found["seeds"] > 1:
         said.append("Mean ± sample deviation over seeds.")
     told: dict[tuple[str, str], list[str]] = {}
-    for figures in found["published"].values():
-        for key, figure in figures.items():
-            keys = told.setdefault((figure["source"], figure["note"]), [])
-            keys += [METRICS[key]] * (METRICS[key] not in keys)
-    for (source, note), keys in told.items():
-        said.append(f"Published {' and '.join(keys)}: {quoted(source, note)}.")
+    for method, classes in found["published"].items():
+        for key, figure in (pair for figures in classes.values() for pair in figures.items()):
+            whats = told.setdefault((method, quoted(**figure)), [])
+            whats += [METRICS[key]] * (METRICS[key] not in whats)
+    for (method, source), whats in told.items():
+        said.append(f"Published {' and '.join(whats)}{of(method)}: {source}.")
     said += found["cautions"]
     return said
+
+
+def first(published: dict[str, float | None]) -> float | None:
+    """Of the method that is compared closely."""
+    return next(iter(published.values()), None)
+
+
+def of(method: str) -> str:
+    return "" if method == OWN else f" of {method}"
 
 
 def quoted(source: str, note: str, **_: Any) -> str:
@@ -208,7 +220,10 @@ def as_csv(found: Table) -> str:
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
+    any_row = next(iter(found["categories"].values()))
+    others = [(key, method) for key in METRICS for method in list(any_row[key]["published"])[1:]]
     columns = [f"{key}{part}" for key in METRICS for part in PARTS]
+    columns += [f"{key}_published_{method}" for key, method in others]
     ends = ["is_mean", "published_from", "cautions"]
     writer.writerow(["category", "runs", "of", *columns, *ends])
     rows = [(name, row, False) for name, row in found["categories"].items()]
@@ -217,8 +232,12 @@ def as_csv(found: Table) -> str:
     for name, row, is_mean in [*rows, *means]:
         runs = (count, len(found["runs"])) if is_mean else (row["seeds"], found["seeds"])
         figures = [at(row[key]) for key in METRICS for at in PARTS.values()]
-        sources = {} if is_mean else found["published"].get(name, {})
-        told = "; ".join(f"{key}: {quoted(**figure)}" for key, figure in sources.items())
+        figures += [row[key]["published"][method] for key, method in others]
+        told = "; ".join(
+            f"{key}{of(method)}: {quoted(**figure)}"
+            for method, classes in found["published"].items()
+            for key, figure in (() if is_mean else classes.get(name, {}).items())
+        )
         minded = " ".join(s for s, names in found["cautions"].items() if is_mean or name in names)
         writer.writerow([name, *runs, *figures, int(is_mean), told, minded])
     return out.getvalue()
