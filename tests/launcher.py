@@ -9,18 +9,22 @@ import signal
 import socket
 import subprocess
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+
+T = TypeVar("T")
 
 
 def wait_for(
@@ -31,6 +35,31 @@ def wait_for(
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout} s: {why()}"
         time.sleep(0.02)
+
+
+def ends(work: Callable[[], T], timeout: float = 120) -> T:
+    """What the work returns or raises; TimeoutError where it hangs, for which nothing waits."""
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - raised again by the one who waits
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result(timeout)
+
+
+def connections(server: socket.socket) -> int:
+    """How many have asked a server that never answers."""
+    server.setblocking(False)
+    found = 0
+    with suppress(BlockingIOError):
+        while True:
+            server.accept()[0].close()
+            found += 1
+    return found
 
 
 def free_port() -> int:
