@@ -63,16 +63,22 @@ class Progress:
 
     def __init__(self, bar: Bar | None, title: str, total: int, unit: str, done: int) -> None:
         self.title, self.total, self.unit, self.done = on_one_line(title), total, unit, done
-        self._first, self._started, self._said = done, time.monotonic(), time.monotonic()
+        self._first, self._started = done, time.monotonic()
+        self._counted = self._said = self._started
         self._told: tuple[int, str] | None = None
         self._bar = bar
         self._task = bar.add_task(self.title, total=total, completed=done, note="") if bar else None
 
     def seconds_left(self) -> float | None:
-        """From the pace since this start, so that it is right after a resume."""
-        progressed = self.done - self._first
-        elapsed = time.monotonic() - self._started
-        return (self.total - self.done) * elapsed / progressed if progressed else None
+        """From the pace since this start, so that it is right after a resume; None: not known, or
+        over while the next one is still to come.
+        """
+        progressed, elapsed = self.done - self._first, self._counted - self._started
+        if not progressed:
+            return None
+        foreseen = (self.total - self.done) * elapsed / progressed
+        left = foreseen - (time.monotonic() - self._counted)
+        return left if left >= 0 else None
 
     def at(self, done: int, total: int) -> None:
         """For work whose length is only known once it has begun."""
@@ -80,7 +86,8 @@ class Progress:
         self.advance(done - self.done)
 
     def advance(self, count: int = 1, note: str = "") -> None:
-        self.done += count
+        if count:
+            self.done, self._counted = self.done + count, time.monotonic()
         left = self.seconds_left()
         eta = f"{duration(left)} left" if left is not None else ""
         text = "  ".join(part for part in (eta, note) if part)

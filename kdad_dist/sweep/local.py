@@ -21,6 +21,7 @@ import torch
 
 from kdad_dist import files
 from kdad_dist.errors import Interrupted, KdadError, Preempted
+from kdad_dist.runtime.progress import Progress, progress
 from kdad_dist.runtime.rundir import COMMAND
 from kdad_dist.runtime.stopping import PREEMPT_FILE, StopRequest, forget_requests
 from kdad_dist.sweep.jobs import NOT_STARTED, Job, Sweep, stages
@@ -125,7 +126,8 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
         UsageError: another sweep is at work in the directory.
     """
     left, outcomes = sweep.left(), []
-    log.info("%d of %d runs are done", len(sweep.jobs) - len(left), len(sweep.jobs))
+    done = len(sweep.jobs) - len(left)
+    log.info("%d of %d runs are done", done, len(sweep.jobs))
     with files.writing(sweep.directory):
         sweep.directory.mkdir(parents=True, exist_ok=True)
     with files.exclusive(sweep.directory):
@@ -134,14 +136,21 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
         forget_requests(sweep.directory)
         stop = StopRequest(sweep.directory)
         runner = Runner(environments(at_once, gpus()), stop)
-        with ThreadPoolExecutor(at_once) as pool, stop.heeded(), stop.heeding_interrupts():
+        with (
+            progress(sweep.directory.name, len(sweep.jobs), "runs", done) as bar,
+            ThreadPoolExecutor(at_once) as pool,
+            stop.heeded(),
+            stop.heeding_interrupts(),
+        ):
             try:
                 for stage in stages(left):
-                    begun = [pool.submit(runner, job) for job in stage]
-                    for outcome in completed(begun, stop):
-                        outcomes.append(outcome)
-                        tell(outcome)
-                        write_table(sweep)
+                    for ended in rounds([pool.submit(runner, job) for job in stage]):
+                        stop.poll()
+                        outcomes += ended
+                        for outcome in ended:
+                            tell(outcome)
+                            write_table(sweep)
+                        count(bar, done, outcomes)
             except BaseException:
                 runner.ending.set()
                 raise
@@ -153,13 +162,19 @@ def run_all(sweep: Sweep, at_once: int) -> list[Outcome]:
     return outcomes
 
 
-def completed(pending: Sequence[Future[Outcome]], stop: StopRequest) -> Iterator[Outcome]:
-    """The outcomes as they come; meanwhile looks whether the sweep is asked to stop."""
+def rounds(pending: Sequence[Future[Outcome]]) -> Iterator[list[Outcome]]:
+    """The outcomes as they come; every now and then none, to look around meanwhile."""
     waiting = set(pending)
     while waiting:
         ended, waiting = wait(waiting, POLL, FIRST_COMPLETED)
-        stop.poll()
-        yield from (future.result() for future in ended)
+        yield [future.result() for future in ended]
+
+
+def count(bar: Progress, before: int, outcomes: Sequence[Outcome]) -> None:
+    """Shows how many runs have ended, those that were done before this start among them."""
+    ended = [outcome for outcome in outcomes if outcome.code != Preempted.exit_code]
+    failed = sum(outcome.code != 0 for outcome in ended)
+    bar.advance(before + len(ended) - bar.done, f"{failed} failed" if failed else "")
 
 
 def commands(job: Job) -> dict[str, list[str]]:

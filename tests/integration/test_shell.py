@@ -1,8 +1,6 @@
 """`kdad` in a shell: completion, slips of the finger, colours, Ctrl-C, and how soon it answers."""
 
-import json
 import os
-import pty
 import shlex
 import shutil
 import signal
@@ -169,26 +167,3 @@ def test_a_doctor_that_is_left_by_ctrl_c_leaves_no_process_behind(monkeypatch):
     os.killpg(doctor.pid, signal.SIGINT)
     left_by_ctrl_c(launched)
     wait_for(lambda: all(is_gone(process.pid) for process in below))
-
-
-def test_on_a_terminal_a_bar_is_drawn_and_the_document_alone_stands_on_stdout(tmp_path):
-    root = make_mvtec(tmp_path / "images", train=6)
-    ours, theirs = pty.openpty()
-    words = ["pack", str(root), str(tmp_path / "shards"), "--size", "32", "--json"]
-    environment = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR"}}
-    process = subprocess.Popen(
-        [sys.executable, "-c", WORDS, *words],
-        cwd=REPOSITORY,
-        env=environment | {"TERM": "xterm"},
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-    )
-    os.close(theirs)
-    said = ""
-    with suppress(OSError):  # nobody holds the other end any more
-        while part := os.read(ours, 1 << 16):  # all along: a terminal takes only so much
-            said += part.decode(errors="replace")
-    os.close(ours)
-    packed = json.loads(process.communicate()[0])
-    images = packed["images"]
-    assert f"packing  {images}/{images} images" in said and "\x1b[?25l" in said

@@ -50,6 +50,22 @@ def test_a_terminal_of_80_columns_shows_loss_and_pace_too():
     assert line.endswith("loss 0.4474  16.2 images/s")
 
 
+def test_what_is_left_shrinks_while_one_waits_and_is_not_told_once_that_is_over(monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now)
+    runs = Progress(None, "many", 5, "runs", done=1)
+    assert runs.seconds_left() is None
+    now += 600
+    runs.advance()
+    assert runs.seconds_left() == 1800
+    for waited, left in ((600, 1200), (1200, 0), (1, None)):
+        now += waited
+        runs.advance(0)
+        assert runs.seconds_left() == left
+    runs.advance(3)
+    assert runs.seconds_left() == 0
+
+
 @pytest.mark.parametrize("width", [80, 200])
 def test_a_name_is_no_markup_and_steers_nothing(width):
     [line] = shown(width, "[/b]a[red]\x1b[2J\n")
