@@ -35,16 +35,21 @@ def commands(path: Path) -> Iterator[Command]:
                 if part.strip().startswith("kdad "):
                     yield Command(name, part.strip(), True)
         return
-    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    for line in "\n".join(blocks).replace("\\\n", " ").splitlines():
+    typed = "".join(body for language, body in BLOCK.findall(text) if not language)
+    for line in typed.replace("\\\n", " ").splitlines():
         for part in re.split(r"&&|;", re.sub(r"(^|\s)#.*", "", line)):
-            yield Command(name, part.strip(), True)
-    prose = re.sub(r"^```\w*\n.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    for span in re.findall(r"`([^`]+)`", prose):
-        yield Command(name, " ".join(span.split()), False)
+            if part.strip():
+                yield Command(name, " ".join(part.split()), True)
+    for span in re.findall(r"`([^`]+)`", BLOCK.sub("", text)):
+        if COMMAND.match(span):
+            yield Command(name, " ".join(span.split()), False)
 
 
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+"""Its language, and what stands in it. Every line of a block without a language is typed."""
 COMMAND = re.compile(
-    r"([A-Z_]+=\S+ )*(kdad |make [a-z]|launch/\w+\.sh|sbatch |accelerate l|python ben)"
+    r"([A-Z_]+=\S+\s)*(kdad |make [a-z]|launch/\w+\.sh|sbatch |accelerate l|python |benchmarks/"
+    r"|examples/\S+ |\.venv/bin/|\.ci/|(pip|hf|wandb|export)\s\S)"
 )
-FOUND = [command for path in DOCUMENTS for command in commands(path) if COMMAND.match(command.text)]
+"""What a span of code begins with that is typed, or names what is."""
+FOUND = [command for path in DOCUMENTS for command in commands(path)]

@@ -1,7 +1,9 @@
 """What the documents tell a reader to type exists, and their pictures are those of the code."""
 
+import io
 import re
 import shlex
+from contextlib import redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from kdad_dist.cli.app import app
 from kdad_dist.config.load import load, recipe_names
 from kdad_dist.config.methods import MethodConfig
 from kdad_dist.config.run import RunConfig
+from tests.architecture.test_benchmarks import started
 from tests.architecture.test_layers import LAYERS
 from tests.architecture.test_project import keys
-from tests.documents import DOCUMENTS, FOUND
+from tests.documents import BLOCK, DOCUMENTS, FOUND
 from tests.needs import REPOSITORY
 
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
@@ -22,6 +25,15 @@ Misuse: Any = typer.BadParameter.__base__
 """What typer raises of words that a verb does not understand."""
 KEYS = {key for key, _ in keys(RunConfig)}
 SECTIONS = {key.rpartition(".")[0] for key in KEYS}
+EXTRAS = re.findall(r"^(\w+) =$", (REPOSITORY / "setup.cfg").read_text(), re.MULTILINE)
+OTHERS = [
+    ["python", "-m"],
+    ["wandb", "sync"],
+    ["wandb", "login"],
+    ["hf", "download"],
+    [".venv/bin/pre-commit", "install"],
+]
+"""What programs of others are asked for; they know best whether it is understood."""
 TARGETS = re.findall(r"^([a-z]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE)
 
 
@@ -31,7 +43,9 @@ def typed(text: str) -> list[str]:
     words = shlex.split(text.replace("(", " ").replace(")", " "))
     while words and re.match(r"[A-Z_]+=", words[0]):
         words.pop(0)
-    words = [re.sub(r"(?<![^=])[nNS]$", "2", word) for word in words if word != "a.b=c"]
+    words = [re.sub(r"(?<![^=])[nNS]$", "2", word) for word in words]
+    if "--set" not in words:
+        words = [word for word in words if word != "a.b=c"]
     return ["stfpm_mvtec" if word == "CONFIG" else word for word in words]
 
 
@@ -47,6 +61,12 @@ def test_every_command_that_a_document_names_would_be_understood(path: Path):
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("path", [p for p in DOCUMENTS if p.suffix == ".md"], ids=lambda p: p.name)
+def test_a_block_that_is_not_typed_says_what_it_is(path: Path):
+    languages = {language for language, _ in BLOCK.findall(path.read_text(encoding="utf-8"))}
+    assert languages <= {"", "text", "python", "yaml", "mermaid"}
+
+
 def test_commands_are_found_at_all():
     assert len(FOUND) > 100
     assert any(command.text.startswith("kdad sweep") and command.whole for command in FOUND)
@@ -56,6 +76,11 @@ def test_commands_are_found_at_all():
         understood(["kdad", "train", "demo", "train.epoch=3"], True)
     with pytest.raises(Misuse, match="sise"):
         understood(["kdad", "pack", "a", "b", "--sise", "3"], True)
+    for words in ("export KDAD_PROCESS=2", "pip install 'kdad_dist[exports]'", "curl x"):
+        with pytest.raises(AssertionError):
+            understood(typed(words), True)
+    with pytest.raises(AssertionError, match="unrecognized arguments: --nodes"):
+        understood(["benchmarks/modes.py", "--step", "3", "--nodes"], True)
 
 
 def understood(words: list[str], whole: bool) -> None:
@@ -75,10 +100,33 @@ def understood(words: list[str], whole: bool) -> None:
             assert (REPOSITORY / file).is_file(), file
             name, *others = rest[rest.index("kdad_dist") + 1 :]
             verb(name, others, whole)
-        case "python":
-            assert (REPOSITORY / rest[0]).is_file(), rest[0]
+        case "python" if rest[0].startswith("benchmarks/"):
+            benchmark(rest[0], rest[1:], whole)
+        case _ if program.startswith("benchmarks/"):
+            benchmark(program, rest, whole)
+        case "export":
+            known = (REPOSITORY / "launch/environment.sh").read_text(encoding="utf-8")
+            assert all(re.search(rf"\b{word.partition('=')[0]}\b", known) for word in rest), rest
+        case "pip":
+            package, extra = rest[-1].split()  # of package[extra]
+            assert package == "kdad_dist" and extra in EXTRAS, f"no such extra: {extra}"
+        case ".ci/run":
+            assert (REPOSITORY / program).is_file()
         case _ if program.endswith(".sh"):
             script(program, rest, whole)
+        case _:
+            assert words[:2] in OTHERS or program == "accelerate", "a program of nobody's"
+
+
+def benchmark(path: str, words: list[str], whole: bool) -> None:
+    file = REPOSITORY / path
+    assert file.exists(), path
+    if words or whole:
+        with pytest.MonkeyPatch.context() as patch, redirect_stderr(io.StringIO()) as said:
+            try:
+                started(file, words, patch)
+            except SystemExit:
+                raise AssertionError(said.getvalue()) from None
 
 
 def script(path: str, words: list[str], whole: bool) -> None:

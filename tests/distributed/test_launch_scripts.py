@@ -83,6 +83,12 @@ def test_a_mistake_is_told_however_late_the_process_that_tells_it_starts(
     assert refused.returncode == 2 and refused.stderr.count("kdad: ") == 1, refused.stderr
 
 
+def test_the_doctor_is_launched_as_a_training_is(config: Path) -> None:
+    result = script("doctor", config, KDAD_PROCESSES="2")
+    assert "2 processes, mode ddp, cpu, gloo: " in result.stderr + result.stdout
+    assert result.returncode == 0, result.stderr
+
+
 @pytest.mark.parametrize("mode", ["fsdp2", "zero3"])
 def test_sharded_training_runs_on_the_cpu_where_that_is_asked_for(config: Path, mode: str) -> None:
     variables = {"KDAD_MODE": mode, "KDAD_DEVICE": "cpu", "KDAD_PROCESSES": "2"}
