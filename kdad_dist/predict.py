@@ -188,13 +188,19 @@ def find_images(patterns: Iterable[str]) -> list[Path]:
     """The image files that the patterns name, sorted, each once.
 
     Raises:
-        DataError: a pattern names nothing.
+        DataError: a pattern names nothing, or a folder cannot be read to its end.
     """
     found: set[Path] = set()
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            named = {p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and not p.is_dir()}
+            try:
+                inner = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
+            except OSError as error:  # a folder in it is taken away, say
+                raise DataError(
+                    f"{pattern} cannot be read: {error}", "try again while nothing changes in it"
+                ) from None
+            named = {p for p in inner if not p.is_dir()}
         elif path.is_file():
             named = {path}
         else:
