@@ -14,7 +14,7 @@ class KdadError(ValueError):
     """
 
     exit_code = 1
-    shared = False
+    of_all = False
     """Whether all processes of a launch raise it together, so that one of them says it."""
 
     def __init__(self, problem: str, remedy: str) -> None:
@@ -52,7 +52,7 @@ class ExportError(KdadError):
 class TrainingError(KdadError):
     """Training cannot go on: a loss or a gradient is not finite."""
 
-    shared = True
+    of_all = True
 
 
 class PeerLost(KdadError):
@@ -63,7 +63,7 @@ class Preempted(KdadError):
     """It was asked to stop, kept what it had done, and wants to be started again."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h: "try again"
-    shared = True
+    of_all = True
 
 
 class Interrupted(KdadError):
@@ -71,7 +71,7 @@ class Interrupted(KdadError):
 
     exit_code = 130
     """What a shell makes of SIGINT, and typer too."""
-    shared = True
+    of_all = True
 
     def __init__(self) -> None:
         super().__init__(

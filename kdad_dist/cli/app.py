@@ -51,13 +51,15 @@ def main() -> None:
 def fail(error: KdadError) -> NoReturn:
     """Leaves with an error, which one process says where every one has it."""
     # All processes of a node find the same mistake in the command or the configuration.
-    number = "RANK" if error.shared else "LOCAL_RANK" if isinstance(error, UsageError) else ""
-    if os.environ.get(number, "0") == "0":
-        print(printable(f"kdad: {error}"), file=sys.stderr)
-    elif LAUNCHER in os.environ and not isinstance(error, Preempted | Interrupted):
+    number = "RANK" if error.of_all else "LOCAL_RANK" if isinstance(error, UsageError) else ""
+    silent = os.environ.get(number, "0") != "0"
+    if silent and LAUNCHER in os.environ and not isinstance(error, Preempted | Interrupted):
         # It ends all processes once one has left, also the one that is about to say why.
         with suppress(KeyboardInterrupt):
             time.sleep(TURN)
+        silent = error.of_all  # a mistake that ended nobody else on this node is of this one alone
+    if not silent:
+        print(printable(f"kdad: {error}"), file=sys.stderr)
     sys.exit(error.exit_code)
 
 

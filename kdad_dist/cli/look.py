@@ -81,6 +81,11 @@ def doctor(
 ) -> None:
     """Look at this machine; exit 1 if something on it would break a run, and say what to do."""
     if "KDAD_WORLD_SIZE" in os.environ:  # one of the processes that launch/doctor.sh has started
+        if config or launch or directory:
+            raise UsageError(
+                "KDAD_WORLD_SIZE is set, as in a launch: it measures what processes exchange",
+                "unset KDAD_WORLD_SIZE to look at the machine",
+            )
         from kdad_dist.doctor.launch import told
         from kdad_dist.runtime.exchange import measure
 

@@ -10,7 +10,7 @@ from kdad_dist.errors import KdadError
 from kdad_dist.runtime import session
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import outlive_no_launcher
-from kdad_dist.runtime.together import gathered
+from kdad_dist.runtime.together import gathered, shared
 
 MEBIBYTES = {"cpu": 16, "cuda": 256}
 """Of the sum that tells the bandwidth; on others as on the CPU."""
@@ -34,8 +34,7 @@ def measure() -> dict[str, Any]:
     outlive_no_launcher()
     with session.start(timeout_minutes=MINUTES, trains=True) as here:
         size = MEBIBYTES.get(here.device.type, MEBIBYTES["cpu"]) * 2**20
-        latency = seconds(here, 4)
-        slow = seconds(here, size)
+        latency, slow = shared(lambda: [seconds(here, 4), seconds(here, size)])
         moved = 2 * (here.world - 1) / here.world * size
         alone = here.world == 1
         return {

@@ -40,7 +40,7 @@ def main() -> int:
 
 def saved(before: str, after: str) -> bool:
     """Whether a training was preempted in order, from its status before and after the launch."""
-    if after == before:  # which says nothing of this launch
+    if after in (before, ""):  # which says nothing of this launch
         return False
     said = json.loads(after)
     # A second Ctrl-C ends it at once, without a checkpoint.

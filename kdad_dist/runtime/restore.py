@@ -51,7 +51,7 @@ def restore(config: RunConfig) -> Trained:
     with uncounted("building the networks"):
         method = shared(lambda: make_method(config, sources, trains=False))
     finder = Checkpoints(config.directory / CHECKPOINTS)
-    path, rule = choose(finder, config.score.checkpoint)
+    path, rule = shared(lambda: choose(finder, config.score.checkpoint))
     # The student may score other data than it was trained on, but only with its own base, and
     # beside its own teacher, if beside any.
     there = finder.manifest(path)["identity"]

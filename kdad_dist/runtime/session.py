@@ -5,7 +5,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -22,10 +22,11 @@ from accelerate.utils import (
     parse_flag_from_env,
 )
 from torch import Tensor
+from torch.distributed import Store  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from kdad_dist.data.plan import seeds
-from kdad_dist.errors import ConfigError, PeerLost
+from kdad_dist.errors import ConfigError, KdadError, PeerLost
 from kdad_dist.runtime import launch, zero_config
 from kdad_dist.runtime.together import lost_peer
 from kdad_dist.runtime.watch import Watch, minutes, open_store
@@ -38,6 +39,9 @@ GRACE = 2.0
 """Seconds that a process outlives the one it lost: a launcher takes the exit code of the first."""
 FAREWELL = 0.1
 """Seconds."""
+LEAVES = "kdad_dist/main leaves"
+LAST_NOTES = timedelta(seconds=90)
+"""For which the others wait for that: longer than trackers are waited for."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def start(
     """
     seconds = 60 * timeout_minutes
     session = join(precision, trains, max(MEETING, timedelta(seconds=2 * seconds)))
-    watch = None
+    watch = store = None
     if session.world > 1:
         store = open_store(timedelta(seconds=seconds))
         watch = Watch(session.rank, session.world, store, seconds, stuck)
@@ -131,6 +135,10 @@ def start(
             # gloo's threads let go of their last tensors a moment later; where Python had come to
             # its end by then, they would abort the process (seen under DeepSpeed).
             time.sleep(FAREWELL)
+    except KdadError as error:
+        if error.of_all and store is not None:
+            leave_after_main(session, store)
+        raise
     except RuntimeError as error:
         if not lost_peer(error):
             raise
@@ -149,6 +157,15 @@ def start(
         # precision perhaps, must begin afresh.
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+
+def leave_after_main(here: Session, store: Store) -> None:
+    """Waits until the main process has noted what it had to: a launcher ends it with the first."""
+    with suppress(RuntimeError):  # it has ended
+        if here.is_main:
+            store.set(LEAVES, "")
+        else:
+            store.wait([LEAVES], LAST_NOTES)
 
 
 def join(precision: str, trains: bool, patience: timedelta) -> Session:

@@ -57,7 +57,7 @@ def shared(work: Callable[[], T], group: Group = None) -> T:
         if failed:
             kind, problem, remedy = failed
             error = kind(problem, remedy)
-            error.shared = True
+            error.of_all = True
             raise error from failure
     return cast(T, result)
 

@@ -28,6 +28,8 @@ FIRST = 1.0
 """Seconds between them until all processes have been seen."""
 ROUNDS = 4
 """Intervals without a sign of life after which a process counts as silent."""
+NOTING = 10.0
+"""Seconds for which a process that gives up waits for its note to be written."""
 HOST = os.uname().nodename
 
 
@@ -164,7 +166,10 @@ class Watch:
         error = PeerLost(problem, REMEDY)
         log.error("kdad: %s", error)
         if not self._broken:  # or it may have noted more than is known here
-            self._stuck(f"PeerLost: {problem}")
+            # It is perhaps the disk that nobody comes to an end with.
+            noting = Thread(target=self._stuck, args=[f"PeerLost: {problem}"], daemon=True)
+            noting.start()
+            noting.join(NOTING)
         # The main thread waits in a collective, and hears of nothing else.
         os._exit(PeerLost.exit_code)
 

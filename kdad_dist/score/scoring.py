@@ -102,7 +102,7 @@ def score_one(config: RunConfig, request: StopRequest, here: Session) -> dict[st
         task = work_of(config, index.fingerprint, trained, others)
         before = resumed(task, len(units), partial, here)
         if config.score.standardise:
-            standards = standards_of(scorer, units, stop, here)
+            standards = shared(lambda: standards_of(scorer, units, stop, here))
             readouts = [Readout(*reading, standard) for standard in standards]
             scorer = replace(scorer, readouts=readouts)
             facts = (standards[NEW], config, trained.step)

@@ -177,7 +177,7 @@ def resume(
     if path is None:
         return TrainState(step=0, samples_seen=0), math.inf, False
     state = checkpoints.load(path, engine.contents)
-    metrics = checkpoints.manifest(path)["metrics"]
+    metrics = shared(lambda: checkpoints.manifest(path))["metrics"]
     engine.restore(metrics)
     best = checkpoints.best()
     lowest = math.inf if best is None else checkpoints.manifest(best)["metrics"]["val_loss"]

@@ -84,8 +84,8 @@ def fit(run: Run) -> None:
             refuse_non_finite(verdict.first_bad)
             due = run.validation is not None and validates(run, done)
             metrics = validation(run, record, done) if due and not verdict.stop else {}
-            left = due and not metrics  # whoever goes on from here makes up for it
-            verdict = verdict.also(Verdict(stop=left))
+            unmeasured = due and not metrics  # whoever goes on from here makes up for it
+            verdict = verdict.also(Verdict(stop=unmeasured))
             # Early on nearly every validation improves: validate_every bounds how often it saves.
             improved = metrics.get("val_loss", math.inf) < best
             if improved or verdict.save or verdict.stop or saving.at(done) or done == run.steps:
@@ -97,7 +97,7 @@ def fit(run: Run) -> None:
                 saving.restart()
             if metrics or verdict.save or saving.at(done):
                 record.restart_clock(done)
-            if verdict.stop and (left or done < run.steps):
+            if verdict.stop and (unmeasured or done < run.steps):
                 raise stopped(run, done)
 
 

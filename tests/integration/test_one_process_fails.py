@@ -4,6 +4,7 @@ import json
 import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,42 @@ def say_who_is_seen() -> None:
             Path(f"{run}.seen{self.rank}").touch()
 
     Watch._look = look_and_say
+
+
+def take_long_to_note() -> None:
+    """Has the main process note for a second what is left, and then say that it has."""
+    from kdad_dist.runtime.tracker import Tracker
+
+    [run] = [word.removeprefix("output=") for word in sys.argv if word.startswith("output=")]
+
+    def close(self: Tracker) -> None:
+        if self.file is not None:
+            time.sleep(1)
+            Path(f"{run}.noted").touch()
+            time.sleep(1)  # in which the others would have ended, if they ever did so first
+
+    Tracker.close = close
+
+
+@pytest.mark.parametrize(("rate", "code"), [(1e30, 1), (1e-3, 75)])
+def test_who_shares_an_error_leaves_after_the_main_process_has_noted_it(
+    config, tmp_path, rate, code
+):
+    run = tmp_path / "run"
+    more = [f"output={run}", "train.steps=100000", "optim.clip=null", f"optim.lr={rate}"]
+    launched = Launched(["train", config, *more], 2, take_long_to_note)
+    if code == 75:
+        until(launched, (run / "metrics.jsonl").exists)
+        (run / "PREEMPT").touch()
+    until(launched, Path(f"{run}.noted").exists)
+    outcome = launched.wait()
+    assert outcome.codes == [code, code] and outcome.text.count("kdad: ") == 1, outcome.text
+
+
+def test_a_run_without_a_checkpoint_is_refused_once(config, tmp_path):
+    run = shutil.copytree(config.parent / "run", tmp_path / "run")
+    shutil.rmtree(run / "checkpoints")
+    said_once(kdad("score", run, processes=2), "no sound checkpoint")
 
 
 @pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
