@@ -97,7 +97,15 @@ class Kills:
     """Steps that the last start, which nobody killed, had to take."""
 
 
-def kill(config: Path, run: Path, kills: int, seed: int, launchers: int, steps: int) -> Kills:
+def kill(
+    config: Path,
+    run: Path,
+    kills: int,
+    seed: int,
+    launchers: int,
+    steps: int,
+    processes: int = PROCESSES,
+) -> Kills:
     """Kills a training so many times, then lets it come to its end.
 
     Args:
@@ -111,12 +119,12 @@ def kill(config: Path, run: Path, kills: int, seed: int, launchers: int, steps: 
             moment = draw.choice(["start", "step", "save"])
             if number in hits_launcher:
                 victim = "launcher"
-                kill_launcher(words, lambda moment=moment: reached(run, moment, draw))
+                kill_launcher(words, processes, lambda moment=moment: reached(run, moment, draw))
             else:
-                victim = draw.choice(["rank 0", "rank 1", "all"])
-                launched = Launched(words, PROCESSES)
+                victim = draw.choice([*(f"rank {rank}" for rank in range(processes)), "all"])
+                launched = Launched(words, processes)
                 reached(run, moment, draw)
-                for rank in range(PROCESSES):
+                for rank in range(processes):
                     if victim in ("all", f"rank {rank}"):
                         launched.ranks[rank].kill()
                 launched.wait(grace=0.5)
@@ -125,14 +133,14 @@ def kill(config: Path, run: Path, kills: int, seed: int, launchers: int, steps: 
         newest = max(run.glob("checkpoints/step_*"), default=Path("step_0"))
         found.left = steps - int(newest.name.removeprefix("step_"))
         assert found.left > 0, "the training ended before the kills did: give it more steps"
-        finish(words)
+        finish(words, processes)
     found.checkpoints, found.faults = len(watcher.seen), watcher.faults
     return found
 
 
-def finish(words: list[object]) -> None:
-    outcome = Launched(words, PROCESSES).wait(timeout=900)
-    assert outcome.codes == [0] * PROCESSES, outcome.text
+def finish(words: list[object], processes: int = PROCESSES) -> None:
+    outcome = Launched(words, processes).wait(timeout=900)
+    assert outcome.codes == [0] * processes, outcome.text
 
 
 def reached(run: Path, moment: str, draw: random.Random) -> None:
@@ -169,9 +177,9 @@ def taken(log: Path) -> int:
     return log.read_bytes().count(b"\n")
 
 
-def kill_launcher(words: list[object], wait: Callable[[], None]) -> None:
+def kill_launcher(words: list[object], processes: int, wait: Callable[[], None]) -> None:
     """Kills the launcher of a training, and waits until those that it leaves behind have ended."""
-    own = {"KDAD_PROCESSES": str(PROCESSES), "KDAD_PYTHON": sys.executable}
+    own = {"KDAD_PROCESSES": str(processes), "KDAD_PYTHON": sys.executable}
     mark = f"KDAD_TEST={secrets.token_hex(8)}".encode()
     own |= dict([mark.decode().split("=")])
     launcher = subprocess.Popen(
@@ -185,10 +193,10 @@ def kill_launcher(words: list[object], wait: Callable[[], None]) -> None:
     finally:
         launcher.kill()
         launcher.wait()
-    wait_for(lambda: not any(mark in variables(process) for process in processes()))
+    wait_for(lambda: not any(mark in variables(process) for process in running()))
 
 
-def processes() -> list[int]:
+def running() -> list[int]:
     return [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
 
 

@@ -25,23 +25,27 @@ def told(counted: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(counted.items()))
 
 
-def test_fifty_kills_of_any_process_or_of_the_launcher_change_nothing(
-    config, record_property: Property
+@pytest.mark.parametrize(("processes", "kills"), [(2, 50), (3, 12), (4, 12)])
+def test_kills_of_any_process_or_of_the_launcher_change_nothing(
+    config, processes, kills, record_property: Property
 ):
-    seed, run, undisturbed = 50, config.parent / "killed", config.parent / "undisturbed"
+    seed, run = 50, config.parent / f"killed{processes}"
+    undisturbed = config.parent / f"undisturbed{processes}"
     record_property("seed", seed)
-    found = campaigns.kill(config, run, kills=50, seed=seed, launchers=6, steps=STEPS)
+    found = campaigns.kill(
+        config, run, kills, seed, launchers=kills // 8, steps=STEPS, processes=processes
+    )
     record_property("SIGKILLs", f"{found.victims.total()}: {told(found.victims)}")
     record_property("moments (random within)", told(found.moments))
     record_property("steps left to take after the last kill", found.left)
     record_property("directories seen under the name of a checkpoint, verified", found.checkpoints)
     record_property("of these half-written or damaged", len(found.faults))
     assert not found.faults
-    campaigns.finish(["train", config, f"output={undisturbed}", f"train.steps={STEPS}"])
+    campaigns.finish(["train", config, f"output={undisturbed}", f"train.steps={STEPS}"], processes)
     same_training(run, undisturbed)
     record_property(
         "compared with the undisturbed run",
-        f"{STEPS} steps on {PROCESSES} processes: the same weights to the bit, the same losses, "
+        f"{STEPS} steps on {processes} processes: the same weights to the bit, the same losses, "
         "each step once in metrics.jsonl",
     )
 
