@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import resource
 import signal
 import sys
@@ -16,9 +17,9 @@ from typing import Any
 
 import yaml
 
-from kdad_dist.runtime.stopping import LOOK_EVERY
+from kdad_dist.runtime.stopping import LOOK_EVERY, Stop
 from kdad_dist.status.survey import look
-from tests.helpers import make_mvtec
+from tests.helpers import make_classes, make_mvtec
 from tests.launcher import forks, free_port, wait_for
 from tests.needs import REPOSITORY
 
@@ -136,9 +137,28 @@ def succeeds(*words: object, processes: int = 1, mode: str = "ddp") -> Outcome:
     return outcome
 
 
+def stops(*words: object, processes: int = 1, mode: str = "ddp") -> int:
+    """Runs `kdad train WORDS` until its time is over, amid its steps; after which one that was."""
+    words = (*words, "train.max_time=1e-9", "train.check_every=1")
+    outcome = kdad(*words, processes=processes, mode=mode, first=_comes_to_train)
+    assert outcome.codes == [75] * processes, outcome.text
+    [step] = set(re.findall(r"stopped after step (\d+) of", outcome.text)) or [outcome.text]
+    return int(step)
+
+
+def _comes_to_train() -> None:
+    """Has a training look at its time only when it has begun to take steps."""
+    Stop.check = lambda self: None
+
+
 def configured(folder: Path, config: dict[str, Any], size: int) -> Path:
-    """A YAML file in the folder, with 20 images of a texture packed for it at `size` pixels."""
-    make_mvtec(folder / "images", train=20, good=3, scratch=4)
+    """A YAML file in the folder, with 20 images of a texture packed for it at `size` pixels, or 10
+    of each of its classes.
+    """
+    if classes := config["data"].get("classes"):
+        make_classes(folder / "images", tuple(sorted(classes)))
+    else:
+        make_mvtec(folder / "images", train=20, good=3, scratch=4)
     succeeds("pack", folder / "images", folder / "shards", "--size", size)
     path = folder / f"{config['name']}.yaml"
     data = {**config["data"], "shards": str(folder / "shards")}

@@ -1,4 +1,4 @@
-"""Every method at its smallest, for tests that hold for each of them."""
+"""Methods at their smallest, as modules; tests/tiny.py has them as configurations."""
 
 import json
 from collections.abc import Callable
@@ -25,54 +25,6 @@ from kdad_dist.methods.stfpm import Stfpm
 from kdad_dist.methods.vitkd import Vitkd
 from kdad_dist.models.weights import tensors_hash
 from kdad_dist.types import Batch
-
-# ---- as sections of a configuration, for whole runs ----------------------------------------------
-
-METHODS: dict[str, dict[str, Any]] = {
-    "stfpm": {"teacher": {"backbone": "resnet10t", "weights": "random", "layers": [1, 2]}},
-    "loramae": {
-        "preset": "mae_vit_tiny_patch8",
-        "weights": "random",
-        "freeze_random": True,
-        "lora": {"dropout": 0.2},
-    },
-    "mkd": {
-        "teacher": {"backbone": "test_resnet", "weights": "random", "layers": [1, 2, 3]},
-        "pool": False,
-        "value_weight": 1.0,
-        "balance": True,
-        "localise": "smoothgrad",
-        "noise_copies": 2,
-    },
-    "vitkd": {
-        "teacher": {"backbone": "test_vit", "weights": "random", "layers": [1, 2, 3]},
-        "student": {"heads": 4, "mlp": 32, "dropout": 0.2},
-    },
-    "classkd": {  # without the teacher that it needs
-        "network": {"backbone": "test_resnet", "weights": "random", "head": "original"},
-        "distill": "rkd_distance",
-        "relation_weight": 1.0,
-    },
-}
-
-
-def tiny(method: str, **sections: dict[str, Any]) -> dict[str, Any]:
-    """A configuration of a training that takes seconds, its sections changed by those given; what
-    `configured` still lacks are the shards.
-    """
-    config = {
-        "data": {"image_size": 32, "val_fraction": 0.2},
-        "method": METHODS[method],
-        "optim": {"name": "sgd", "lr": 0.01},
-        "train": {"steps": 6, "batch_size": 6, "log_every": 1, "check_every": 2},
-    }
-    for name, section in sections.items():
-        config[name] = {**config.get(name, {}), **section}
-    config["method"] = {"name": method, **config["method"]}
-    return {"name": method, **config}
-
-
-# ---- as modules ----------------------------------------------------------------------------------
 
 
 def make_stfpm(

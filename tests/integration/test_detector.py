@@ -4,7 +4,6 @@ import csv
 import shutil
 import subprocess
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from pathlib import Path
 
@@ -95,16 +94,6 @@ def test_many_images_go_through_in_parts_and_come_back_in_order(runs):
     np.testing.assert_allclose(other.pred_score, one.pred_score, rtol=1e-4)
     assert other.reconstruction is not None and other.reconstruction.shape == (5, 32, 32, 3)
     assert other.anomaly_map is not None and other.anomaly_map.dtype == np.float32
-
-
-@pytest.mark.parametrize(("run", "words"), [("loramae", []), ("mkd", ["method.localise=guided"])])
-def test_threads_may_share_a_detector(runs, run, words):
-    detector = load(runs / run, words)
-    images = [texture(i) for i in range(12)]
-    serial = [detector.predict(image) for image in images]
-    with ThreadPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        for found, expected in zip(pool.map(detector.predict, images), serial, strict=True):
-            assert same(found, expected)
 
 
 def test_nothing_is_written(runs):

@@ -12,7 +12,7 @@ from kdad_dist.errors import UsageError
 from kdad_dist.runtime.launch import check_compiler
 from tests.bundles import make_mnist
 from tests.helpers import make_mvtec, save_image, texture
-from tests.kdad import kdad, succeeds, weights
+from tests.kdad import kdad, stops, succeeds, weights
 from tests.needs import require_or_skip
 
 pytestmark = pytest.mark.launch
@@ -66,8 +66,7 @@ def test_streamed_shards_train_and_resume_to_the_same_weights(config):
     assert len(records(once)) == len(records(config.parent / "plain"))
     run = config.parent / "stream-stopped"
     words = ["train", config, f"output={run}", "data.access=stream"]
-    stopped = kdad(*words, "train.max_time=1e-9", "train.check_every=1", processes=2)
-    assert stopped.codes == [75, 75], stopped.text
+    assert stops(*words, processes=2) > 0
     succeeds(*words, processes=2)
     assert records(run) == records(once)
     assert weights(run) == weights(once)

@@ -29,8 +29,9 @@ from kdad_dist.runtime.saved import Checkpoints
 from kdad_dist.runtime.tensors import Tensors
 from tests.kdad import Launched, lines, weights
 from tests.launcher import wait_for
-from tests.methods import tiny, weights_hash
+from tests.methods import weights_hash
 from tests.needs import REPOSITORY
+from tests.tiny import tiny
 
 CONFIG = tiny(
     "stfpm",
