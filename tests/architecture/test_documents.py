@@ -19,6 +19,7 @@ from tests.architecture.test_layers import LAYERS
 from tests.architecture.test_project import keys
 from tests.documents import BLOCK, DOCUMENTS, FOUND
 from tests.needs import REPOSITORY
+from tests.tiny import METHODS
 
 VERBS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 Misuse: Any = typer.BadParameter.__base__
@@ -183,6 +184,7 @@ def test_every_method_is_a_module_with_a_recipe_and_a_golden_test():
     """As docs/extending.md says."""
     methods = [member.__args__[0].name for member in MethodConfig.__origin__.__args__]
     assert {load(name).method.name for name in recipe_names()} == set(methods)
+    assert set(METHODS) == set(methods), "each is held to what tests/integration asks of all"
     for name in methods:
         assert (REPOSITORY / f"kdad_dist/methods/{name}.py").is_file()
         assert (REPOSITORY / f"tests/golden/test_{name}.py").is_file()

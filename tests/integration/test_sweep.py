@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from kdad_dist.runtime.watch import is_gone
-from tests.kdad import Launched, kdad, standing_still, until
+from tests.kdad import Launched, configured, kdad, standing_still, until
 from tests.launcher import wait_for
 from tests.sweeps import ODD, many
+from tests.tiny import tiny
 from tests.warm import stands_in
 
 pytestmark = pytest.mark.launch
@@ -127,3 +128,63 @@ def test_a_sweep_of_variants_that_is_asked_to_stop_goes_on_and_starts_one_from_a
     assert "the student starts from" in (sweep / "late.log").read_text()
     page = (sweep / "report.html").read_text()
     assert 'href="early/report.html"' in page and 'href="late/report.html"' in page
+
+
+VARIANTS = """
+teacher: {train.steps: 20}
+alone: {}
+frozen: {method.network.weights: "{teacher}", method.network.freeze: all_but_bn}
+kd:
+  method.distill: hinton
+  method.teacher: {weights: "{teacher}"}
+  method.explain: true
+  method.beside: {weights: "{alone}"}
+ld:
+  method.distill: discriminator
+  method.teacher: {weights: "{teacher}"}
+  method.turns: {period: 2, discriminator: 1}
+  method.explain: true
+"""
+"""As configs/variants/classkd_cifar10.yaml has them."""
+
+
+def test_one_command_makes_the_table_of_all_ways_to_teach_a_classifier(tmp_path, warm):
+    alone = tiny(
+        "classkd",
+        data={"classes": [f"class{i}" for i in range(10)]},
+        method={"distill": "none"},
+        optim={"lr": 0.1},
+        train={"steps": 2, "batch_size": 20},
+    )
+    config, variants = configured(tmp_path, alone, 32), tmp_path / "variants.yaml"
+    variants.write_text(VARIANTS)
+    variants.with_suffix(".csv").write_text(
+        "class,metric,value,source,note\nkd,accuracy,0.5,A,chosen on test images\n"
+    )
+    sweep = tmp_path / "sweep"
+    words = ["--variants", variants, f"output={sweep}", "--jobs", 2]
+    outcome = kdad("sweep", config, *words, first=warm)
+    assert outcome.codes == [0], outcome.text
+    table = json.loads((sweep / "table.json").read_text())
+    assert (table["rows"], table["complete"], table["mean"]) == ("variant", True, None)
+    assert list(table["categories"]) == ["teacher", "alone", "frozen", "kd", "ld"]
+    needs = {run["category"]: run["needs"] for run in table["runs"]}
+    assert (needs["teacher"], needs["ld"]) == ([], ["teacher"])
+    assert set(needs["kd"]) == {"teacher", "alone"}
+    text = (sweep / "table.md").read_text()
+    pairs = {"kd": {"student_teacher", "student_beside", "teacher_beside"}}
+    pairs["ld"] = {"student_teacher"}
+    for name, row in table["categories"].items():
+        selected, final = figures(sweep / name)
+        found = [row["accuracy"][kind]["mean"] for kind in ("selected", "final")]
+        assert found == [part["mean"]["accuracy"] for part in (selected, final)]
+        assert f"| {name:7} |     1 | {found[0]:8.4f} |\n" in text
+        assert row["image_auroc"]["mean"] is None
+        assert row["accuracy"]["published"] == (0.5 if name == "kd" else None)
+        agreement = selected.get("agreement", {})
+        assert {kind: set(found) for kind, found in agreement.items()} == (
+            dict.fromkeys(["gradcam", "gradcam++"], pairs[name]) if name in pairs else {}
+        )
+        page = (sweep / name / "report.html").read_text()
+        assert ("What the networks look at" in page) == (name in pairs)
+    assert "Published accuracy: A (chosen on test images)." in text
