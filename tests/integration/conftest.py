@@ -9,7 +9,6 @@ from tests.helpers import make_mvtec, save_image, texture
 from tests.kdad import succeeds
 from tests.tiny import FIND_ANOMALIES, tiny
 
-
 EXPORTED = {"mkd": {"localise": "none"}}
 """Where graphs cannot say all that a method can."""
 
