@@ -132,7 +132,7 @@ def test_a_run_that_moves_through_the_modes_ends_and_is_scored_as_one_that_stays
     assert lines(moved, "val_loss") == pytest.approx(lines(stays, "val_loss"), rel=1e-5)
     for run in (moved, stays):
         succeeds("score", run)
-    assert scores(moved) == pytest.approx(scores(stays), rel=1e-4)
+    assert scores(moved) == pytest.approx(scores(stays), rel=1e-5)
 
 
 def scores(run: Path) -> dict[str, float]:

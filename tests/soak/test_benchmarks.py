@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import save_file
 
 from tests.kdad import configured, succeeds
-from tests.methods import tiny
 from tests.needs import REPOSITORY
+from tests.tiny import tiny
 
 pytestmark = [pytest.mark.soak, pytest.mark.launch]
 
