@@ -26,7 +26,7 @@ from kdad_dist.data.image import decode_image, read_file, upright_rgb
 from kdad_dist.data.pixels import stacked
 from kdad_dist.data.reader import Fit
 from kdad_dist.errors import DataError, UsageError
-from kdad_dist.methods.readout import Readout, readout_of
+from kdad_dist.methods.readout import Readout, Standard, readout_of
 from kdad_dist.runtime.restore import Trained, load_standard, restore
 from kdad_dist.runtime.rundir import data_fact, metrics_file, other_shards
 from kdad_dist.runtime.together import shared
@@ -148,15 +148,26 @@ def of_run(config: RunConfig, device: torch.device) -> Detector:
             "leave out --shards (data.shards)",
         )
     trained = restore(config)
-    method = trained.method.to(device, memory_format=torch.channels_last)  # pyright: ignore
-    resize = shared(lambda: data_fact(config, "resize"))
     threshold = shared(
         lambda: Threshold() if config.tells_classes else read_threshold(config, trained)
     )
     standard = shared(lambda: load_standard(config, trained.step))
+    return assemble(config, trained, device, threshold, standard)
+
+
+def assemble(
+    config: RunConfig,
+    trained: Trained,
+    device: torch.device,
+    threshold: Threshold | None = None,
+    standard: Standard | None = None,
+) -> Detector:
+    """The detector of a method in hand, which moves to the device. Collective."""
+    method = trained.method.to(device, memory_format=torch.channels_last)  # pyright: ignore
+    resize = shared(lambda: data_fact(config, "resize"))
     readout = Readout(method, config.score, config.data.tiling, standard)
     fit = Fit(config.data.image_size, None, resize, config.data.centre_margin)
-    return Detector(config, trained, readout, fit, device, threshold)
+    return Detector(config, trained, readout, fit, device, threshold or Threshold())
 
 
 def judge(

@@ -42,9 +42,13 @@ def export(
         typer.Option(help="The student's weights (safetensors), or all that judges an image."),
     ] = Format.SAFETENSORS,
     compare: Annotated[
-        int,
-        typer.Option(min=0, help="With onnx and torch: test images to compare on; 0: all."),
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=0,
+            help="Test images to compare on; 0: all. By default 64, and 4 for weights with LoRA.",
+            show_default=False,
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Write one file for other programs, compared with the run."""

@@ -45,15 +45,31 @@ def judged(facts: dict[str, Any]) -> str:
 def exported(facts: dict[str, Any]) -> str:
     """What `kdad export` wrote, and how far it is from the run."""
     lines = [f"exported: {facts['path']} ({facts['bytes'] / 1e6:.1f} MB)"]
-    if "parity" not in facts:
-        return "\n".join(
-            [*lines, f"largest difference to the checkpoint: {facts['largest_difference']:g}"]
+    if "tensors" in facts:
+        equal, tensors = facts["tensors_of_checkpoint"], facts["tensors"]
+        others = "; the others have LoRA merged into them" if facts["lora_merged"] else ""
+        lines.append(
+            f"compared with the checkpoint: {equal} of {tensors} tensors are the same{others}"
         )
-    parity, said = facts["parity"], facts["facts"]
+    if "parity" in facts:
+        lines += compared(facts["parity"])
+    if "facts" not in facts:
+        return "\n".join(lines)
+    said = facts["facts"]
+    if "classes" in said:
+        relabelled = amount(facts["parity"]["images_relabelled"], "image")
+        lines.append(f"  pred_label: another one for {relabelled}")
+        return "\n".join([*lines, f"classes: {said['classes']}"])
+    missing = "none: run `kdad score` first, with the same words, to have one in the file"
+    return "\n".join([*lines, f"threshold: {said.get('threshold', missing)}"])
+
+
+def compared(parity: dict[str, Any]) -> list[str]:
+    """On what a file was compared with the run, and how far it is from it."""
     on = f"{parity['images']} of {parity['test_images']} test images"
     if parity["generated"]:
         on = f"{amount(parity['images'], 'image')} of noise ({parity['generated']})"
-    lines.append(f"compared with the run on {on}:")
+    lines = [f"compared with the run on {on}:"]
     for name, found in parity.items():
         match found:
             case {"largest_difference": largest, "largest_value": of}:
@@ -62,12 +78,7 @@ def exported(facts: dict[str, Any]) -> str:
                 )
             case {"run": float(ours), "exported": theirs}:
                 lines.append(f"  {name}: {ours:.6f}, exported {theirs:.6f}")
-    if "classes" in said:
-        relabelled = amount(parity["images_relabelled"], "image")
-        lines.append(f"  pred_label: another one for {relabelled}")
-        return "\n".join([*lines, f"classes: {said['classes']}"])
-    missing = "none: run `kdad score` first, with the same words, to have one in the file"
-    return "\n".join([*lines, f"threshold: {said.get('threshold', missing)}"])
+    return lines
 
 
 def summary(packed: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ TOLERANCE = 1e-4
 that the run gives. Another order of summation in float32 was seen to make 1e-6 of it. Pixels of 8
 bits may round otherwise: they differ by 1 at most."""
 GENERATED = 16
-"""Images that are made up where the run's test images are not at hand."""
+"""Images that are made up, at most, where the run's test images are not at hand."""
 FIGURES = ("image_auroc", "pixel_auroc")
 
 
@@ -155,23 +155,28 @@ def compare(detector: Detector, run: Runner, most: int) -> dict[str, Any]:
     samples, available, why = test_images(config, most)
     quality = Classes if config.tells_classes else Anomalies
     found = Comparison(quality(), quality())
-    with progress("comparing", len(samples) or GENERATED, "images") as bar:
-        for unit in units(detector, samples):
+    number = len(samples) or min(most or GENERATED, GENERATED)
+    with progress("comparing", number, "images") as bar:
+        for unit in units(detector, samples, number):
             images = np.stack([picture.pixels for picture in unit])
-            said = judge(detector.readout, list(map(detector.fit.image, images)), detector.device)
-            ours = {n: v for n in OUTPUTS if (v := getattr(said, n)) is not None}
-            found.add(unit, ours, run(images))
+            found.add(unit, said_by(detector, images), run(images))
             bar.advance(len(unit))
     for name, difference in found.differences.items():
         if not difference.small:
             raise ExportError(
-                f"{name} of the exported graph differs from the run's by up to "
+                f"{name} of the exported file differs from the run's by up to "
                 f"{difference.largest:g}, where the largest is {difference.of:g}; "
                 f"{difference.allowed:g} is allowed. Nothing was written",
                 "use another --format, or `kdad_dist.load`",
             )
-    images = {"images": len(samples) or GENERATED, "test_images": available, "generated": why}
+    images = {"images": number, "test_images": available, "generated": why}
     return {**images, "tolerance": TOLERANCE, **found.facts()}
+
+
+def said_by(detector: Detector, images: NDArray[np.uint8]) -> Outputs:
+    """What a detector says of images of the size at which it reads them."""
+    said = judge(detector.readout, list(map(detector.fit.image, images)), detector.device)
+    return {name: v for name in OUTPUTS if (v := getattr(said, name)) is not None}
 
 
 def test_images(config: RunConfig, most: int) -> tuple[list[Sample], int, str | None]:
@@ -189,13 +194,13 @@ def test_images(config: RunConfig, most: int) -> tuple[list[Sample], int, str | 
     return [samples[i] for i in places.round().astype(int)], len(samples), None
 
 
-def pictures(detector: Detector, samples: list[Sample]) -> Iterator[Picture]:
-    """The samples' images, or where there is none, noise."""
+def pictures(detector: Detector, samples: list[Sample], number: int) -> Iterator[Picture]:
+    """The samples' images, or where there is none, so many of noise."""
     config, fit = detector.config, detector.fit
     size = config.data.read_size
     if not samples:
         noise = np.random.default_rng(config.seed)
-        for _ in range(GENERATED):
+        for _ in range(number):
             yield Picture(noise.integers(0, 256, (size, size, 3), dtype=np.uint8), None, None)
         return
     reader = ShardReader(config.data.shards, size)
@@ -204,9 +209,9 @@ def pictures(detector: Detector, samples: list[Sample]) -> Iterator[Picture]:
         yield Picture(reader.image(sample), sample, None if truth is None else fit.mask(truth))
 
 
-def units(detector: Detector, samples: list[Sample]) -> Iterator[list[Picture]]:
+def units(detector: Detector, samples: list[Sample], number: int) -> Iterator[list[Picture]]:
     """Batches of several sizes: one image, then as many as are scored together."""
-    left = pictures(detector, samples)
+    left = pictures(detector, samples, number)
     yield [next(left)]
     while unit := list(islice(left, detector.config.images_per_unit)):
         yield unit

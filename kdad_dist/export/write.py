@@ -14,13 +14,19 @@ from kdad_dist.runtime.progress import uncounted
 Format = Literal["safetensors", "onnx", "torch"]
 
 
-def export(config: RunConfig, kind: Format, compared: int = 64) -> dict[str, Any]:
+COMPARED: dict[Format, int] = {"safetensors": 4, "onnx": 64, "torch": 64}
+"""Test images on which a file is compared with the run, where nothing else is asked for. Merged
+weights that are wrong are so on each of them, and should not take long to get."""
+
+
+def export(config: RunConfig, kind: Format, compared: int | None = None) -> dict[str, Any]:
     """Writes one file below `export/` of the run, from the chosen checkpoint, once it is checked.
 
     `manifest.json` beside it says of each file there what it holds and how it was checked.
 
     Args:
-        compared: test images, at most, on which a graph is compared with the run; 0: all.
+        compared: test images, at most, on which a graph, or merged weights, are compared with the
+            run; 0: all. None: as many as `COMPARED` says.
 
     Returns:
         The file's entry in the manifest, and its `path`.
@@ -30,7 +36,7 @@ def export(config: RunConfig, kind: Format, compared: int = 64) -> dict[str, Any
         ExportError: what came out differs from the run; nothing is written.
         CheckpointError, DataError: the run is not sound, or the file cannot be written.
     """
-    made = make(config, kind, compared)
+    made = make(config, kind, COMPARED[kind] if compared is None else compared)
     entry = {
         "bytes": len(made.content),
         "sha256": hashlib.sha256(made.content).hexdigest(),
@@ -56,7 +62,7 @@ def make(config: RunConfig, kind: Format, compared: int) -> Made:
     if kind == "safetensors":
         from kdad_dist.export.weights import weights
 
-        return weights(config)
+        return weights(config, compared)
     with uncounted("loading torch.export"):
         from kdad_dist.export.graph import graph_file
 

@@ -1,7 +1,7 @@
 """Low-rank adaptation (Hu et al., ICLR 2022) of linear layers: W x + alpha / rank * B A x."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from loralib.layers import Linear as LoraLinear
@@ -68,12 +68,15 @@ def _adapt(block: nn.Module, target: str, config: LoraConfig) -> None:
 
 def merge(network: nn.Module) -> None:
     """Puts alpha / rank * B A into the weights themselves: the network is one without LoRA."""
-    tensors = merged_tensors(network)
-    for name, layer in list(network.named_modules()):
-        if isinstance(layer, LoraLinear):
-            bias = layer.bias is not None
-            plain = nn.Linear(layer.in_features, layer.out_features, bias, device="meta")
-            network.set_submodule(name, plain)
+    load_merged(network, merged_tensors(network))
+
+
+def load_merged(network: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Makes it a network without LoRA that has these tensors, all that it needs and no others."""
+    for name, layer in layers(network).items():
+        bias = layer.bias is not None
+        plain = nn.Linear(layer.in_features, layer.out_features, bias, device="meta")
+        network.set_submodule(name, plain)
     network.load_state_dict(tensors, assign=True)
 
 
@@ -83,9 +86,13 @@ def merged_tensors(network: nn.Module) -> dict[str, Tensor]:
     The network itself is left as it is. Sums are taken in float64.
     """
     tensors = dict(network.state_dict())
-    for name, layer in network.named_modules():
-        if isinstance(layer, LoraLinear):
-            a, b = (tensors.pop(f"{name}.{MARK}{matrix}").double() for matrix in "AB")
-            weight = tensors[f"{name}.weight"]
-            tensors[f"{name}.weight"] = (weight.double() + layer.scaling * b @ a).to(weight.dtype)
+    for name, layer in layers(network).items():
+        a, b = (tensors.pop(f"{name}.{MARK}{matrix}").double() for matrix in "AB")
+        weight = tensors[f"{name}.weight"]
+        tensors[f"{name}.weight"] = (weight.double() + layer.scaling * b @ a).to(weight.dtype)
     return tensors
+
+
+def layers(network: nn.Module) -> dict[str, LoraLinear]:
+    """The layers that LoRA adapts, by their names."""
+    return {name: m for name, m in network.named_modules() if isinstance(m, LoraLinear)}

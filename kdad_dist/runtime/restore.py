@@ -4,8 +4,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from kdad_dist import files
 from kdad_dist.config.run import RunConfig
@@ -15,11 +17,11 @@ from kdad_dist.methods.readout import Standard, readout_of
 from kdad_dist.models.gather import rank_here
 from kdad_dist.runtime.classifiers import choose_sources, make_method
 from kdad_dist.runtime.identity import frozen_weights
-from kdad_dist.runtime.manifest import read_manifest, verify
+from kdad_dist.runtime.manifest import read_manifest, step_name, verify
 from kdad_dist.runtime.progress import uncounted
 from kdad_dist.runtime.rundir import CHECKPOINTS, refuse_another_reading, scores_folder
 from kdad_dist.runtime.saved import Checkpoints
-from kdad_dist.runtime.tensors import Tensors
+from kdad_dist.runtime.tensors import STUDENT, Tensors, open_checkpoint, read_into
 from kdad_dist.runtime.together import shared
 from kdad_dist.wording import kdad
 
@@ -60,6 +62,22 @@ def restore(config: RunConfig) -> Trained:
     state = Checkpoints(finder.directory, identity).load(path, Tensors(method.student))
     method.requires_grad_(False)
     return Trained(method.eval(), state.step, rule)
+
+
+def saved_tensors(config: RunConfig, step: int) -> dict[str, Tensor]:
+    """The student's tensors by their names there, read from the files of a verified checkpoint.
+
+    Frozen parameters are not among them. Not collective.
+    """
+    path = config.directory / CHECKPOINTS / step_name(step)
+    stored, reader = open_checkpoint(path, read_manifest(path)["files"])
+    of_student = {name: entry for name, entry in stored.items() if name.startswith(STUDENT)}
+    tensors = {
+        name: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in of_student.items()
+    }
+    read_into(tensors, reader)
+    return {name.removeprefix(STUDENT): tensor for name, tensor in tensors.items()}
 
 
 def start_from(path: Path, method: Method) -> None:

@@ -37,6 +37,8 @@ from kdad_dist.runtime.together import Group, together
 from kdad_dist.runtime.zero_files import ZeroFiles
 
 METADATA = ".metadata"
+STUDENT = "student."
+"""What the names of a student's tensors begin with in a checkpoint."""
 Stored = Mapping[str, TensorStorageMetadata]
 """What is said of the tensors of a checkpoint, by their names."""
 
@@ -126,12 +128,12 @@ def _student_tensors(student: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers, sharing memory with the student, by their names in a checkpoint."""
     tensors = bare(student).state_dict()
     assert all(isinstance(value, Tensor) for value in tensors.values()), "a student holds tensors"
-    return {f"student.{name}": value for name, value in tensors.items()}
+    return {f"{STUDENT}{name}": value for name, value in tensors.items()}
 
 
 def _frozen(student: nn.Module) -> set[str]:
     parameters = bare(student).named_parameters(remove_duplicate=False)
-    return {f"student.{name}" for name, value in parameters if not value.requires_grad}
+    return {f"{STUDENT}{name}" for name, value in parameters if not value.requires_grad}
 
 
 def open_checkpoint(path: Path, files: Collection[str]) -> tuple[Stored, StorageReader]:
@@ -158,7 +160,7 @@ def fitting(
     path: Path, tensors: dict[str, Tensor], frozen: set[str], stored: Stored
 ) -> dict[str, Tensor]:
     """The student's tensors that a checkpoint holds, once it is clear that all of them fit."""
-    there = {name for name in stored if name.startswith("student.")}
+    there = {name for name in stored if name.startswith(STUDENT)}
     targets = {name: tensors[name] for name in sorted(there & tensors.keys())}
     faults = []
     for name, tensor in targets.items():

@@ -27,11 +27,13 @@ from kdad_dist.errors import DataError, ExportError, UsageError
 from kdad_dist.export import onnx as export_onnx
 from kdad_dist.export import parity as export_parity
 from kdad_dist.export import pt2 as export_torch
+from kdad_dist.export import weights as export_weights
 from kdad_dist.export.graph import traced
 from kdad_dist.export.write import export
 from kdad_dist.methods import build_method
 from kdad_dist.methods.readout import Readout
 from kdad_dist.methods.stfpm import Stfpm
+from kdad_dist.models.lora import merged_tensors
 from kdad_dist.runtime.restore import Trained
 from tests.helpers import texture
 from tests.kdad import kdad, succeeds
@@ -242,13 +244,56 @@ def test_a_file_that_says_something_else_is_not_written(run, exported, monkeypat
         return said
 
     monkeypatch.setattr(export_parity, "judge", otherwise)
-    with pytest.raises(ExportError, match="anomaly_map of the exported graph differs"):
+    with pytest.raises(ExportError, match="anomaly_map of the exported file differs"):
         export(load_run(run), "torch")
     assert not (run / "export").exists()
     before = {path: path.stat().st_mtime_ns for path in (exported / "export").iterdir()}
     with pytest.raises(ExportError):
         export(load_run(exported), "torch")
     assert {path: path.stat().st_mtime_ns for path in (exported / "export").iterdir()} == before
+
+
+def lora_twice(tensors: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensors[name] = 2 * tensor - before[name]
+
+
+def lora_forgotten(tensors: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> None:
+    tensors |= {name: before[name] for name in tensors}
+
+
+def one_bit(tensors: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> None:
+    [name] = [name for name in tensors if name.endswith("norm.bias")][-1:]
+    tensors[name] = tensors[name].nextafter(torch.tensor(9.0))
+
+
+def left_out(tensors: dict[str, torch.Tensor], before: dict[str, torch.Tensor]) -> None:
+    tensors.popitem()
+
+
+@pytest.mark.parametrize("run", ["loramae"], indirect=True)
+def test_weights_that_are_not_the_runs_are_refused(run, monkeypatch):
+    entry = export(load_run(run), "safetensors")
+    parity = entry["parity"]
+    assert (parity["images"], parity["test_images"]) == (4, 7)
+    assert entry["tensors"] - entry["tensors_of_checkpoint"] == 16  # two in each of eight blocks
+    shutil.rmtree(run / "export")
+    for wrong, said in (
+        (lora_twice, "of the exported file differs from the run's"),
+        (lora_forgotten, "of the exported file differs from the run's"),
+        (one_bit, "1 tensor of the export not as in .*\n.*norm.bias"),
+        (left_out, "1 tensor of the export not as in "),
+    ):
+
+        def merged(network, wrong=wrong):
+            tensors = merged_tensors(network)
+            wrong(tensors, network.state_dict())
+            return tensors
+
+        monkeypatch.setattr(export_weights, "merged_tensors", merged)
+        with pytest.raises(ExportError, match=said):
+            export(load_run(run), "safetensors")
+        assert not (run / "export").exists()
 
 
 @pytest.mark.parametrize("run", ["mkd"], indirect=True)
