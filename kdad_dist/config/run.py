@@ -40,6 +40,8 @@ class OptimConfig:
     """Whether weight decay applies to biases and other one-dimensional parameters; not in MAE."""
     momentum: Fraction = 0.9
     """Of SGD."""
+    nesterov: bool = False
+    """Of SGD with a momentum: whether it looks ahead by it (Nesterov)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Of Adam and AdamW."""
     schedule: Literal["constant", "cosine", "multistep", "exponential"] = "constant"
@@ -58,6 +60,8 @@ class OptimConfig:
             raise ValueError("give exactly one of lr and blr")
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule multistep needs milestones, a list of epochs")
+        if self.nesterov and (self.name != "sgd" or self.momentum == 0):
+            raise ValueError("nesterov needs name sgd and a momentum above 0")
 
 
 @dataclass(frozen=True, config=CHECKED)

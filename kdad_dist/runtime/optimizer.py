@@ -14,7 +14,7 @@ def build_optimizer(
     optim = config.optim
     lr, groups = base_lr(optim, config.train.batch_size), parameter_groups(config, student)
     if optim.name == "sgd":
-        return torch.optim.SGD(groups, lr, optim.momentum, fused=fused)
+        return torch.optim.SGD(groups, lr, optim.momentum, nesterov=optim.nesterov, fused=fused)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optim.name]
     return kind(groups, lr, optim.betas, fused=fused)
 

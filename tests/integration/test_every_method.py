@@ -64,7 +64,8 @@ def trained(request, tmp_path_factory) -> Path:
         config = classifier(folder)
     else:
         score = {"smooth_sigma": 1, "opening": True}
-        config = configured(folder, tiny(request.param, score=score), size=32)
+        ahead = {"nesterov": True}
+        config = configured(folder, tiny(request.param, score=score, optim=ahead), size=32)
     for processes in (1, 2):
         run = config.parent / f"run{processes}"
         succeeds("train", config, f"output={run}", processes=processes)

@@ -67,6 +67,29 @@ def test_a_student_of_matrices_or_of_vectors_alone_has_one_group() -> None:
     assert len(build_optimizer(asked, nn.LayerNorm(2)).param_groups) == 1
 
 
+def test_nesterovs_momentum_is_torchs_and_another_than_the_plain_one() -> None:
+    nets = [student() for _ in range(3)]
+    sgd = {"name": "sgd", "momentum": 0.95, "lr": 0.01}
+    trained = [parameter for parameter in nets[1].parameters() if parameter.requires_grad]
+    optimizers = [
+        build_optimizer(config(**sgd, nesterov=True), nets[0]),
+        torch.optim.SGD(trained, 0.01, 0.95, weight_decay=0.1, nesterov=True),
+        build_optimizer(config(**sgd), nets[2]),
+    ]
+    for net, optimizer in zip(nets, optimizers, strict=True):
+        for _ in range(3):
+            step(net, optimizer)
+    ours, theirs, plain = (net[0].weight for net in nets)
+    torch.testing.assert_close(ours, theirs)
+    assert not torch.allclose(ours, plain, rtol=1e-2)
+
+
+@pytest.mark.parametrize(("name", "momentum"), [("sgd", 0), ("adam", 0.9)])
+def test_nesterov_without_a_momentum_of_sgd_is_refused(name: str, momentum: float) -> None:
+    with pytest.raises(ValueError, match="nesterov needs name sgd and a momentum above 0"):
+        config(name=name, momentum=momentum, nesterov=True)
+
+
 @pytest.mark.parametrize("decay_vectors", [True, False])
 def test_a_checkpoint_gives_each_parameter_its_own_state_whatever_its_group(
     tmp_path: Path, decay_vectors: bool
