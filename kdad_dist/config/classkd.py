@@ -14,8 +14,8 @@ class ClassifierConfig:
     backbone: str = "resnet18.tv_in1k"
     """Any timm classifier, by its timm name; its own last layer is left out."""
     weights: str = "pretrained"
-    """Of the backbone: "pretrained" (timm's hub), "random" (drawn from `seed`), a .safetensors /
-    .pth file, or the directory of another run of classkd. The head is always drawn."""
+    """Of the backbone: "pretrained" (timm's hub), "random" (drawn from `seed`), a .safetensors,
+    .pth or .pt file, or the directory of another run of classkd. The head is always drawn."""
     head: Literal["linear", "original"] = "linear"
     """One linear layer, or the original's: 1000 wide with dropout, BatchNorm and ReLU before it."""
     freeze: Literal["none", "all", "all_but_bn"] = "none"

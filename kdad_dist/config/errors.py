@@ -16,6 +16,12 @@ from kdad_dist.errors import ConfigError
 from kdad_dist.wording import amount
 
 Location = tuple[str | int, ...]
+PLAIN = {
+    "too_short": "must have at least {min_length}",
+    "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
+}
+"""pydantic's kinds of problem that it puts in the words of programs, and how a person does."""
 TYPED = "command line"
 """The place of what an override says."""
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
@@ -191,9 +197,9 @@ def _sentence(location: Location, item: Any, known: list[str], elsewhere: list[s
         return f"{name} is missing"
     if item["type"] == "value_error":
         return f"{name}: {item['ctx']['error']}" if location else str(item["ctx"]["error"])
-    return (
-        f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]}, found {Excerpt().repr(item['input'])}"
-    )
+    plain = PLAIN.get(item["type"], "").format(**item.get("ctx", {}))
+    said = plain or f"{item['msg'][:1].lower()}{item['msg'][1:]}"
+    return f"{name}: {said}, found {Excerpt().repr(item['input'])}"
 
 
 def _sections_with(root: type, name: str) -> list[str]:

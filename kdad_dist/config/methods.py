@@ -24,7 +24,8 @@ class TeacherConfig:
     backbone: str = "resnet18"
     """Any timm model that gives feature maps, by its timm name."""
     weights: str = "pretrained"
-    """"pretrained" (timm's hub), "random" (drawn from `seed`), or a .safetensors / .pth file."""
+    """"pretrained" (timm's hub), "random" (drawn from `seed`), or a .safetensors, .pth or .pt
+    file."""
     layers: Annotated[list[NonNegative], Field(min_length=1)] = field(
         default_factory=lambda: [1, 2, 3]
     )
@@ -58,7 +59,8 @@ class VitTeacherConfig:
     """A vision transformer: of timm by its timm name, of the Hugging Face hub by its id
     (OWNER/NAME), or a folder in the hub's form."""
     weights: str = "pretrained"
-    """"pretrained", "random" (drawn from `seed`), or for timm's a .safetensors / .pth file."""
+    """"pretrained", "random" (drawn from `seed`), or for timm's a .safetensors, .pth or .pt
+    file."""
     layers: Annotated[list[Positive], Field(min_length=1)] = field(
         default_factory=lambda: [3, 6, 9, 12]
     )

@@ -18,7 +18,7 @@ from kdad_dist.config.methods import TeacherConfig
 from kdad_dist.draws import seeded
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models.dropout import RowDropout
-from kdad_dist.models.weights import fetch, load_weights, local_file, read_weights
+from kdad_dist.models.weights import canonical, fetch, load_weights, local_file, read_weights
 from kdad_dist.types import Features
 
 Role = Literal["teacher", "student"]
@@ -147,19 +147,48 @@ def build_backbone(
     with seeded(seed, role):
         network = _create(name, layers, file)
     if weights not in {"pretrained", "random"}:
-        load_weights(network, read_weights(Path(weights)), weights)
+        tensors = read_weights(Path(weights))
+        load_weights(network, tensors, weights, layer_of=layer_of(network))
     _freeze_unused(network, cfg.input_size)
     net = FeatureNet(network, cfg.mean, cfg.std)
     return net.to(memory_format=torch.channels_last)
 
 
-def check_name(name: str, key: str = "method.teacher.backbone") -> None:
-    """Raises ConfigError where timm has no such network, or no such weights of it."""
+def layer_of(network: Any) -> dict[str, int]:
+    """Of which chosen layer each tensor is, by key: the first that is computed with it.
+
+    Nothing of networks that timm cuts off in another way than by leaving modules out.
+    """
+    info = network.feature_info
+    ends = dict(zip(map(canonical, info.module_name()), info.out_indices, strict=True))
+    found, since = {}, []
+    for name, module in network.named_children():
+        since += [f"{name}.{key}" for key in module.state_dict()]
+        if (end := ends.get(canonical(name))) is not None:
+            found |= dict.fromkeys(since, end)
+            since = []
+    return found
+
+
+def check_name(
+    name: str, key: str = "method.teacher.backbone", takes_folders: bool = False
+) -> None:
+    """Raises ConfigError where timm has no such network, or no such weights of it.
+
+    Args:
+        takes_folders: whether a folder could be meant instead.
+    """
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
         near = difflib.get_close_matches(architecture, timm.list_models(), n=4)
         hint = f"did you mean {', '.join(near)}?" if near else "see timm.list_models()"
-        raise ConfigError(f"{key}: timm has no {architecture!r}", hint)
+        if not takes_folders and ("/" in name or Path(name).exists()):
+            hint = (
+                "write a name of timm's, such as resnet18.tv_in1k; a folder or an id of the hub is "
+                f"for vitkd, and a file of weights for {key.replace('backbone', 'weights')}"
+            )
+        nor = ", and there is no such folder" if takes_folders else ""
+        raise ConfigError(f"{key}: timm has no {name!r}{nor}", hint)
     tags = timm.list_pretrained(f"{architecture}.*")
     if tag and name not in tags:
         raise ConfigError(

@@ -56,7 +56,7 @@ def build_timm_tokens(
         WeightsError: the weights cannot be had, or do not fit.
     """
     name = config.backbone
-    check_name(name)
+    check_name(name, takes_folders=True)
     options: dict[str, Any] = {"img_size": image_size, "num_classes": 0}
     if config.weights == "pretrained":
         options |= options_of(pretrained_file(name))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from jaxtyping import Float
 from safetensors import SafetensorError
 from torch import Tensor
@@ -46,7 +47,8 @@ def build_hub_tokens(
         colours: None: those that its preprocessor expects.
 
     Raises:
-        ConfigError: it is no vision transformer, has no such layer, or wants another image size.
+        ConfigError: there is neither, it is no vision transformer, has no such layer, or wants
+            another image size.
         WeightsError: a file of it is missing, cannot be fetched, or does not hold all weights.
     """
     import transformers  # takes seconds, which other methods need not wait for
@@ -60,7 +62,10 @@ def build_hub_tokens(
             "hub, with weights of its own",
             f'write method.teacher.weights=pretrained (or "random"), or name a folder as {KEY}',
         )
-    folder = Path(name) if Path(name).is_dir() else fetched(name, config.weights, colours is None)
+    folder = Path(name)
+    if not folder.is_dir():
+        refuse_no_id(name)
+        folder = fetched(name, config.weights, colours is None)
     try:
         settings = transformers.AutoConfig.from_pretrained(folder, **NO_CODE)
     except (OSError, ValueError, KeyError) as error:
@@ -155,6 +160,16 @@ def form_of(name: str, settings: Any, layers: Sequence[int], image_size: int) ->
     return Form(width, 0, patch, side // patch)
 
 
+def refuse_no_id(name: str) -> None:
+    """Raises ConfigError where a name, of which there is no folder, could be no id of the hub."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise ConfigError(
+            f"there is no folder {name} (and it is no id OWNER/NAME of the hub)", f"check {KEY}"
+        ) from None
+
+
 def fetched(name: str, weights: str, colours: bool) -> Path:
     """The folder of the hub's cache with what is needed of an id."""
     try:
@@ -168,7 +183,7 @@ def fetched(name: str, weights: str, colours: bool) -> Path:
                 fetch(name, WEIGHTS[1], KEY)
     except WeightsError as error:
         raise WeightsError(
-            error.problem,
+            f"there is no folder {name}, and as an id of the hub: {error.problem}",
             f"where there is a network, run `hf download {name} --local-dir FOLDER`, copy the "
             f"folder here and name it: {KEY}=FOLDER",
         ) from error

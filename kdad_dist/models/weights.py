@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Mapping, Set
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import huggingface_hub
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from kdad_dist.errors import WeightsError
-from kdad_dist.wording import kdad
+from kdad_dist.wording import enumerated, kdad
 
 HUB_PATIENCE = 4.0
 """Seconds. The hub's own client would retry for 46 s before it says that there is no network."""
@@ -30,6 +31,10 @@ PREFIXES = re.compile(r"^((module|model|backbone|encoder|network|student|teacher
 UNPICKLING = (pickle.UnpicklingError, LookupError, TypeError, AttributeError, struct.error)
 """What torch's unpickler of plain tensors raises where a file holds other things, or noise."""
 MANIFEST = "manifest.json"
+MISSING = "missing"
+ANOTHER = 0.9
+"""Share of its tensors that do not match, from which on a network is called another one."""
+NO_LAYERS: Mapping[str, int] = MappingProxyType({})
 CONTAINERS = ("state_dict_ema", "state_dict", "model")
 """Where training checkpoints keep the network."""
 
@@ -70,7 +75,8 @@ def read_weights(path: Path, key: str = "method.teacher.weights") -> dict[str, T
             "copy or download the file again",
         ) from error
     raise WeightsError(
-        f"{path} is not a kind of weights file that is known", "give a .safetensors or .pth file"
+        f"{path} is not a kind of weights file that is known",
+        "give a .safetensors, .pth or .pt file",
     )
 
 
@@ -150,11 +156,13 @@ def load_weights(
     weights: dict[str, Tensor],
     source: str,
     keys: str = "method.teacher.backbone, method.teacher.layers",
+    layer_of: Mapping[str, int] = NO_LAYERS,
 ) -> None:
     """Fills the network; what else the weights hold (head, deeper layers) is left aside.
 
     Args:
         keys: of the configuration, which say what the network is.
+        layer_of: where tensors are those of layers that were chosen: of which one, by key.
 
     Raises:
         WeightsError: a tensor of the network is missing, has another shape, is not finite, or could
@@ -164,25 +172,50 @@ def load_weights(
     # The counter is of no use here, and files older than torch 0.4.1 lack it.
     needed = {key: canonical(key) for key in own if not key.endswith("num_batches_tracked")}
     given = by_name(weights, set(needed.values()), source)
-    faults = []
+    faults = {}
     for key, name in needed.items():
         tensor = given.get(name)
         if tensor is None:
-            faults.append(f"{key}: missing")
+            faults[key] = MISSING
         elif tensor.shape != own[key].shape:
-            faults.append(f"{key}: shape {tuple(tensor.shape)}, needed {tuple(own[key].shape)}")
+            faults[key] = f"shape {tuple(tensor.shape)}, needed {tuple(own[key].shape)}"
         elif not tensor.isfinite().all():
-            faults.append(f"{key}: holds NaN or infinity")
+            faults[key] = "holds NaN or infinity"
     if faults:
-        raise WeightsError(
-            f"{source} does not fit the backbone: {len(faults)} of its {len(needed)} tensors "
-            f"do not match{listed(faults)}",
-            "name the backbone that the weights were made for, or only layers that they hold "
-            f"({keys})",
-        )
+        raise _misfit(faults, set(needed), source, keys, layer_of)
     with torch.no_grad():
         for key, name in needed.items():
             own[key].copy_(given[name])
+
+
+def _misfit(
+    faults: Mapping[str, str],
+    needed: Set[str],
+    source: str,
+    keys: str,
+    layer_of: Mapping[str, int],
+) -> WeightsError:
+    """What to say of weights of which these tensors, by key, do not match."""
+    lost = sorted({layer_of[key] for key in faults if key in layer_of})
+    whole = {key for key in needed if layer_of.get(key) in lost}
+    if set(faults.values()) == {MISSING} and set(faults) == whole != needed:
+        number = f"layer{'s' * (len(lost) > 1)} {enumerated(list(map(str, lost)), len(lost))}"
+        return WeightsError(
+            f"{source} does not hold {number} of the backbone: all {len(faults)} tensors of it "
+            f"are missing, the other {len(needed) - len(faults)} are there",
+            "name only layers that it holds (method.teacher.layers), or weights of all of them",
+        )
+    lines = listed([f"{key}: {fault}" for key, fault in faults.items()])
+    count = f"{len(faults)} of its {len(needed)} tensors do not match{lines}"
+    if len(faults) >= ANOTHER * len(needed):
+        return WeightsError(
+            f"{source} is of another network than the backbone: {count}",
+            f"name the backbone that the weights were made for ({keys})",
+        )
+    return WeightsError(
+        f"{source} does not fit the backbone: {count}",
+        f"name the backbone that the weights were made for, or only layers that they hold ({keys})",
+    )
 
 
 def tensors_hash(tensors: Mapping[str, Tensor], each: Callable[[], object] = lambda: None) -> str:

@@ -1,6 +1,7 @@
 """Backbones and their weights, with real networks and real files."""
 
 import pickle
+import re
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,13 @@ from safetensors.torch import save_file
 from kdad_dist.config.methods import TeacherConfig
 from kdad_dist.errors import ConfigError, WeightsError
 from kdad_dist.models import weights as weights_module
-from kdad_dist.models.backbone import FeatureNet, build_backbone, build_student, build_teacher
+from kdad_dist.models.backbone import (
+    FeatureNet,
+    build_backbone,
+    build_student,
+    build_teacher,
+    layer_of,
+)
 from kdad_dist.models.weights import load_weights, read_weights
 from tests.launcher import connections, ends
 from tests.methods import weights_hash
@@ -115,6 +122,19 @@ def test_an_unknown_backbone_is_named_with_near_misses() -> None:
         build_backbone("resnet_18", "random", [1], 0)
 
 
+@pytest.mark.parametrize("name", ["", "../hfvit", "here", "here/w.pth"])
+def test_a_folder_or_file_in_place_of_a_name_is_told_its_own_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    said = rf"timm has no '{re.escape(name)}'"
+    if name:
+        said += r"[\s\S]*a folder .* for vitkd, and a file of weights for method.teacher.weights"
+    with pytest.raises(ConfigError, match=said):
+        build_backbone(name, "random", [1], 0)
+
+
 def test_an_unknown_tag_is_named_with_those_that_exist() -> None:
     with pytest.raises(ConfigError, match=r"no weights 'tv_in2k' of resnet18[\s\S]*tv_in1k"):
         build_backbone("resnet18.tv_in2k", "random", [1], 0)
@@ -177,6 +197,38 @@ def test_missing_layers_and_other_shapes_are_all_listed(tmp_path: Path) -> None:
     assert "layer1.0.conv1.weight: missing" in message
     assert "conv1.0.weight: shape (1, 2, 3), needed (" in message
     assert "bn1.bias: holds NaN" in message
+
+
+def test_weights_that_lack_whole_layers_are_told_by_layer(tmp_path: Path) -> None:
+    file = str(tmp_path / "w.safetensors")
+    save_file(state(build_backbone(SMALL, "random", [1, 2], 0).network), file)
+    with pytest.raises(WeightsError, match=r"does not hold layers 3 and 4 of the backbone") as said:
+        build_backbone(SMALL, file, [1, 2, 3, 4], 0)
+    assert "method.teacher.layers" in said.value.remedy and "\n" not in said.value.problem
+    with pytest.raises(WeightsError, match=r"does not hold layer 3 of"):
+        build_backbone(SMALL, file, [2, 3], 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "last"),
+    [("vgg11", ["features_0", "features_3"], ["features_6", "features_8"]), ("test_vit", [], [])],
+)
+def test_the_tensors_of_a_layer_are_those_up_to_its_end(
+    name: str, first: list[str], last: list[str]
+) -> None:
+    import timm
+
+    with torch.device("meta"):
+        network = timm.create_model(name, features_only=True, out_indices=(1, 2))
+    tensors = [f"{module}.{kind}" for module in first + last for kind in ("weight", "bias")]
+    assert layer_of(network) == dict(zip(tensors, [1] * 4 + [2] * 4, strict=False))
+
+
+def test_weights_of_which_nothing_fits_are_said_to_be_of_another_network(tmp_path: Path) -> None:
+    file = str(tmp_path / "w.safetensors")
+    save_file({"features.0.weight": torch.zeros(4, 3, 3, 3)}, file)
+    with pytest.raises(WeightsError, match=r"is of another network than the backbone: \d+ of its"):
+        build_backbone(SMALL, file, [1, 2], 0)
 
 
 def test_a_network_that_lacks_weights_keeps_its_own_when_loading_fails() -> None:

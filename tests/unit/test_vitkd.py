@@ -2,6 +2,7 @@
 
 import ast
 import json
+import re
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
@@ -100,6 +101,18 @@ def test_a_teacher_that_does_not_fit_is_refused(options: dict[str, object], said
         make_vitkd(**options)  # pyright: ignore[reportArgumentType]
 
 
+@pytest.mark.parametrize("name", ["/abs/hfvit", "../hfvit", "no/such/folder", "a/b/", "~/hfvit"])
+def test_a_folder_that_is_not_there_is_no_id_of_the_hub(name: str) -> None:
+    said = f"there is no folder {re.escape(name)} .*check method.teacher.backbone"
+    with pytest.raises(ConfigError, match=f"(?s){said}"):
+        make_vitkd(name)
+
+
+def test_a_single_word_may_be_a_folder_or_a_name_and_is_neither() -> None:
+    with pytest.raises(ConfigError, match="timm has no 'hfvitt', and there is no such folder"):
+        make_vitkd("hfvitt")
+
+
 def test_a_hub_teacher_that_does_not_fit_is_refused_with_what_does(
     hub: Path, tmp_path: Path
 ) -> None:
@@ -170,7 +183,7 @@ def test_a_hub_id_without_a_network_asks_nobody_and_names_the_folder(monkeypatch
     lookup = Mock(side_effect=OSError("there is no network"))
     monkeypatch.setattr(socket, "getaddrinfo", lookup)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(WeightsError, match="method.teacher.backbone=FOLDER"):
+    with pytest.raises(WeightsError, match=f"(?s)no folder {ID}.*method.teacher.backbone=FOLDER"):
         make_vitkd(ID, layers=(3, 6), size=224, weights="pretrained")
     lookup.assert_not_called()
 
