@@ -74,7 +74,7 @@ def read_bundle(result: Scan, folder: Path, kind: Kind) -> None:
     Raises:
         DataError: the names of the classes cannot be read.
     """
-    name = result.root.name
+    name, result.published = result.root.name, True
     usable = list(_usable(result, _parts(folder, kind)))
     classes = _class_names(folder, kind, [(part.split, labels) for part, _, labels in usable])
     if classes is FASHION:

@@ -23,9 +23,9 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
     Raises:
         Unusable: it is damaged, cut short, or not an array of bytes in so many dimensions.
     """
-    data, whole = path.read_bytes(), True
+    data = path.read_bytes()
     if path.suffix == ".gz":
-        data, whole = _unpacked(path, data)
+        data = _unpacked(path, data)
     magic, start = bytes([0, 0, _UNSIGNED_BYTES, dimensions]), 4 + 4 * dimensions
     if len(data) < start or data[:4] != magic:
         raise Unusable(
@@ -40,13 +40,11 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
             f"holds {len(data):,} bytes, not the {start + math.prod(shape):,} that its header "
             f"announces ({' x '.join(map(str, shape))})",
         )
-    if not whole:
-        raise Unusable(path, "ends before the checksum of gzip")
     return np.frombuffer(data, np.uint8, offset=start).reshape(shape)
 
 
-def _unpacked(path: Path, data: bytes) -> tuple[bytes, bool]:
-    """What is in a gzip file, as far as it goes, and whether it goes to its end."""
+def _unpacked(path: Path, data: bytes) -> bytes:
+    """What is in a gzip file, or as much of it as is ever unpacked."""
     stream = zlib.decompressobj(_GZIP)
     try:
         content = stream.decompress(data, _MOST)
@@ -54,4 +52,10 @@ def _unpacked(path: Path, data: bytes) -> tuple[bytes, bool]:
         raise Unusable(path, f"is not a sound gzip file: {error}") from None
     if stream.unused_data:
         raise Unusable(path, f"goes on for {len(stream.unused_data):,} bytes behind its end")
-    return content, stream.eof
+    if not stream.eof and len(content) < _MOST:
+        raise Unusable(
+            path,
+            f"is cut short: its {len(data):,} bytes are not a whole gzip file, and hold "
+            f"{len(content):,} bytes of what was in it",
+        )
+    return content

@@ -66,6 +66,8 @@ class Scan:
     """Sorted by category, split and key; every key once."""
     faults: list[tuple[Path, str]] = field(default_factory=list)
     """Files that cannot be used, with the reason; no record holds them."""
+    published: bool = False
+    """It is a data set of a few files of many images each, of which none can be left out."""
     unused: list[Path] = field(default_factory=list)
     """Folders that hold images for which the layout has no use."""
 

@@ -87,7 +87,8 @@ def pack(
         size: side, or shorter side, of the stored images in pixels; 0 keeps the files' bytes.
         workers: threads; None: one for each core.
         samples_per_shard: None: chosen so that several readers can stream a category.
-        skip_bad: leave bad files out and list them, instead of stopping at the first.
+        skip_bad: leave bad files out and list them, instead of stopping at the first; not those
+            that hold many images.
 
     Raises:
         DataError: an image, a mask or `root` is bad, `out` holds something else or cannot be
@@ -96,8 +97,8 @@ def pack(
     """
     found = scan(root, layout, categories)
     _refuse_overlap(found.root, out)
-    if found.faults and not skip_bad:
-        raise _refusal(found.faults)
+    if found.faults and (found.published or not skip_bad):
+        raise _refusal(found)
     try:
         plans = list(partition(found.records, size, samples_per_shard))
         parameters = {
@@ -238,10 +239,10 @@ def _write_shards(
     return [job.result() for job in jobs]
 
 
-def _refusal(faults: Sequence[tuple[Path, str]]) -> DataError:
+def _refusal(found: Scan) -> DataError:
     """What stops a pack, with the files of a folder that have the same fault said as one."""
     alike: dict[tuple[Path, str], list[Path]] = {}
-    for path, reason in faults:
+    for path, reason in found.faults:
         alike.setdefault((path.parent, reason), []).append(path)
     named = [
         f"{first}{f' (and {len(more)} more in its folder)' if more else ''} {reason}"
@@ -249,7 +250,9 @@ def _refusal(faults: Sequence[tuple[Path, str]]) -> DataError:
     ]
     left = f"; and {len(named) - SHOWN} more" if len(named) > SHOWN else ""
     remedy = "mend or remove them, or leave them out with --skip-bad"
-    if any(reason.startswith(UNMASKED) for _, reason in faults):
+    if found.published:
+        remedy = "fetch what is named again, complete: --skip-bad leaves out no such file"
+    if any(reason.startswith(UNMASKED) for _, reason in found.faults):
         remedy += f"; masks are for all defects or for none: complete {MASKS}/, or move it away"
     return DataError("; ".join(named[:SHOWN]) + left, remedy)
 
