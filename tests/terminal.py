@@ -42,12 +42,19 @@ class Terminal:
 
     def until(
         self, launched: Launched, condition: Callable[[list[str]], bool], timeout: float = 120
-    ) -> None:
-        """Waits for what a person sees there."""
+    ) -> list[str]:
+        """The lines once they are so."""
+        seen: list[str] = []
+
+        def are_so() -> bool:
+            seen[:] = self.lines()
+            return condition(seen)
+
         try:
-            until(launched, lambda: condition(self.lines()), timeout)
+            until(launched, are_so, timeout)
         except AssertionError as error:
             raise AssertionError(f"{error}\n{self.text[-2000:]!r}") from None
+        return seen
 
     def press(self, keys: str) -> None:
         os.write(self._ours, keys.encode())

@@ -1,10 +1,12 @@
 """What a person sees of `kdad` on a terminal, and what Ctrl-C does there."""
 
 import json
+from pathlib import Path
 
 import pytest
 
-from kdad_dist.errors import Preempted
+from kdad_dist.errors import Interrupted, Preempted
+from kdad_dist.files import write_json
 from tests.helpers import make_mvtec
 from tests.kdad import Launched
 from tests.sweeps import many
@@ -61,3 +63,47 @@ def test_a_sweep_counts_its_runs_below_what_it_says_and_is_left_by_ctrl_c(tmp_pa
     assert "kdad: the sweep was stopped with 3 of 3 runs to go" in lines
     assert len([line for line in lines if "/3 runs" in line]) == 1, lines
     assert "\x1b[?25h" in terminal.text.rpartition("\x1b[?25l")[2], "the cursor is there again"
+
+
+def look_often() -> None:
+    on_terminal()
+    from kdad_dist.status import text
+
+    text.EVERY = 0.05
+
+
+def test_a_watch_fits_the_screen_and_leaves_the_whole_list_behind(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for number in range(60):
+        state = {7: "failed", 55: "preempted"}.get(number, "finished")
+        note(tmp_path / f"runs/{number:02}", state, number)
+    terminal = Terminal(monkeypatch, height=40)
+    watch = Launched(["status", "--watch"], 1, look_often)
+
+    def seen(first: str, last: str) -> list[str]:
+        return terminal.until(
+            watch, lambda lines: (lines[0], lines[-1]) == (f"60 runs: {first}", f"and {last}")
+        )
+
+    rest = "more, for which there is no room:"
+    lines = seen("1 failed, 1 preempted, 58 finished", f"24 {rest} 24 finished")
+    assert len(lines) == 40, "it fills the screen, and no line has left it"
+    assert [line for line in lines if "no disk" in line] == ["    DataError: no disk"]
+    note(tmp_path / "runs/59", "failed", 59)
+    lines = seen("2 failed, 1 preempted, 57 finished", f"25 {rest} 25 finished")
+    assert len(lines) == 40 and lines.count("    DataError: no disk") == 2
+    terminal.press("\x03")
+    outcome = watch.wait()
+    terminal.close()
+    assert outcome.codes == [Interrupted.exit_code], terminal.text[-2000:]
+    lines = terminal.lines()
+    assert not any("no room" in line or line.strip() == "..." for line in lines), lines
+    for number in range(60):
+        assert len([line for line in lines if f" runs/{number:02} " in line]) == 1, lines
+
+
+def note(run: Path, state: str, step: int) -> None:
+    run.mkdir(parents=True, exist_ok=True)
+    reason = "DataError: no disk" if state == "failed" else None
+    said = {"state": state, "step": step, "steps": 99, "reason": reason}
+    write_json(run / "status.json", said)
