@@ -8,6 +8,7 @@ import importlib.util
 import netrc
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -30,6 +31,7 @@ SLURM_PATIENCE = 5.0
 SMALL_SHM = 2**26
 """Bytes of /dev/shm that a container has unless told otherwise; NCCL wants more."""
 FEW_FILES = 1024
+DRIVER = Path("/proc/driver/nvidia/version")
 GPU_MODES = ("gpu", "multi_gpu", "fsdp2", "zero1", "zero2", "zero3")
 
 
@@ -95,7 +97,9 @@ def devices(_: Request) -> Iterator[Finding]:
     import torch
 
     build = "without CUDA" if torch.version.cuda is None else f"for CUDA {torch.version.cuda}"
-    yield Finding("torch", OK, f"{torch.__version__}, built {build}")
+    driver = driver_version()
+    told = f", NVIDIA driver {driver}" if driver else ""
+    yield Finding("torch", OK, f"{torch.__version__}, built {build}{told}")
     if torch.cuda.is_available():
         for i in range(torch.cuda.device_count()):
             free, total = torch.cuda.mem_get_info(i)
@@ -118,10 +122,21 @@ def devices(_: Request) -> Iterator[Finding]:
         yield Finding("GPU", OK, "none; training takes the CPU")
 
 
+def driver_version() -> str | None:
+    """That of NVIDIA's kernel module, such as 560.35.03; None where it does not say."""
+    try:
+        said = DRIVER.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(r"Kernel Module\b.*?\s(\d+(?:\.\d+)+)\s", said)
+    return found[1] if found else None
+
+
 def backends(_: Request) -> Iterator[Finding]:
     """What processes talk through, and the shared memory that NCCL needs for it."""
     import torch
     import torch.distributed as dist
+    from torch.cuda import nccl
 
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     for name, there, needed in (
@@ -130,6 +145,8 @@ def backends(_: Request) -> Iterator[Finding]:
     ):
         remedy = None if there or not needed else "install a torch that was built with it"
         found = "available" if there else "not in this torch"
+        if name == "NCCL" and there and gpus:
+            found = ".".join(map(str, nccl.version()))
         yield Finding(name, PROBLEM if remedy else OK, found, remedy)
     try:
         size = shutil.disk_usage("/dev/shm").total  # noqa: S108
@@ -247,14 +264,18 @@ def slurm(_: Request) -> Iterator[Finding]:
 
 
 def training(request: Request) -> Iterator[Finding]:
-    """What `kdad train CONFIG` would refuse at its start."""
+    """What `kdad train CONFIG` would refuse at its start, launched as the variables here say."""
     if request.config is None:
         return
+    from kdad_dist.runtime.foreseen import foreseen_mode, foreseen_processes
     from kdad_dist.train.dry_run import dry_run
-    from kdad_dist.wording import readable
+    from kdad_dist.wording import amount, readable
 
-    facts = dry_run(request.config, request.processes or 1, "ddp")
+    processes, mode = request.processes or foreseen_processes(), foreseen_mode(request.config)
+    facts = dry_run(request.config, processes, mode)
     images = facts["data"]["training_images"]
     size = facts["checkpoint"]["bytes"]
-    found = f"{request.config.name} can start: {images} images, checkpoints of {readable(size)}"
+    number = amount(processes, "process", "processes")
+    found = f"{request.config.name} can start on {number}, mode {mode}"
+    found += f": {images} images, checkpoints of {readable(size)}"
     yield Finding("training", OK, found)

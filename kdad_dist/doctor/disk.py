@@ -81,14 +81,18 @@ def disks(request: Request) -> Iterator[Finding]:
 
 
 def shards(request: Request) -> Iterator[Finding]:
-    """The directory that is read."""
+    """The directory that is read, and may be one that cannot be written: nothing is tried in it."""
     if request.config is None:
         return
     place = request.config.data.shards
     index = Index.read(place)
-    kind = "" if is_remote(place) else f" ({mount(Path(place)).kind})"
+    below = Mount("") if is_remote(place) else mount(Path(place))
+    kind = f" ({below.kind})" if below.kind else ""
     images, files = amount(len(index.samples), "image"), amount(len(index.shards), "shard")
-    yield Finding("shards", OK, f"{place}{kind}: {images} in {files}")
+    means, _ = below.means()  # which is no trouble to those who only read
+    yield Finding(
+        "shards", OK, f"{place}{kind}: {images} in {files}" + (f"; {means}" if means else "")
+    )
 
 
 def disk(directory: Path) -> Finding:

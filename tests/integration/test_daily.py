@@ -70,10 +70,22 @@ def test_the_doctor_connects_processes_and_says_what_a_configuration_needs(confi
     said = {finding["name"]: finding["found"] for finding in found}
     assert "2 processes, mode ddp, cpu, gloo: " in said["launch"]
     assert f"{config.parent} (" in text
-    assert "16 images" in said["training"] and "HF_HUB_OFFLINE is set" in said["hub"]
+    assert "can start on 2 processes, mode ddp: 16 images" in said["training"]
+    assert "HF_HUB_OFFLINE is set" in said["hub"]
 
     gone = load(config, [f"data.shards={config.parent / 'gone'}"])
     checks = [("shards", shards), ("training", training)]
     refused = list(examine(Request(gone, [], None), checks))
     assert [finding.state for finding in refused] == ["problem", "note"]
     assert refused[0].found == f"{config.parent / 'gone'} does not exist"
+
+
+def test_the_doctor_looks_at_the_mode_that_a_launch_from_here_would_have(config, monkeypatch):
+    half = load(config, ["train.precision=fp16"])
+    said = []
+    for mode in ("multi_gpu", "zero2"):
+        monkeypatch.setenv("KDAD_MODE", mode)
+        said += examine(Request(half, [], 3), [("training", training)])
+    assert [finding.state for finding in said] == ["ok", "problem"]
+    assert "can start on 3 processes, mode ddp" in said[0].found
+    assert "DeepSpeed (zero2) would scale the loss" in said[1].found

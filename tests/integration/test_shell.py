@@ -12,7 +12,9 @@ from typing import Any
 
 import psutil
 import pytest
+import shellingham
 
+from kdad_dist.cli.app import main
 from kdad_dist.runtime.watch import is_gone
 from tests.helpers import make_mvtec
 from tests.kdad import Launched, succeeds, until
@@ -58,6 +60,29 @@ def test_a_completion_is_of_kdad_however_that_was_started(tmp_path):
     done = shell("--install-completion", "zsh")
     assert done.returncode == 2
     assert "takes no name" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "part", "answer"),
+    [("zsh", "compdef _kdad_completion kdad", '"doctor"'), ("fish", "--command kdad", "doctor")],
+)
+def test_shells_that_need_not_be_here_get_a_script_and_answers(
+    monkeypatch, capsys, name, part, answer
+):
+    monkeypatch.setattr(shellingham, "detect_shell", lambda *_: (name, f"/bin/{name}"))
+    monkeypatch.setattr(sys, "argv", ["kdad", "--show-completion"])
+    with pytest.raises(SystemExit) as left:
+        main()
+    script = capsys.readouterr().out
+    assert left.value.code == 0 and part in script
+    assert f"_KDAD_COMPLETE=complete_{name}" in script
+    monkeypatch.setattr(sys, "argv", ["kdad"])
+    monkeypatch.setenv("_KDAD_COMPLETE", f"complete_{name}")
+    monkeypatch.setenv("_TYPER_COMPLETE_ARGS", "kdad do")
+    monkeypatch.setenv("_TYPER_COMPLETE_FISH_ACTION", "get-args")
+    with pytest.raises(SystemExit):
+        main()
+    assert answer in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

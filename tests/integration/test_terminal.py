@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from kdad_dist.errors import Interrupted, Preempted
+from kdad_dist.errors import Interrupted, Preempted, UsageError
 from kdad_dist.files import write_json
 from tests.helpers import make_mvtec
 from tests.kdad import Launched
 from tests.sweeps import many
-from tests.terminal import Terminal, on_terminal
+from tests.terminal import COLOUR, Terminal, on_terminal
 
 pytestmark = pytest.mark.launch
 
@@ -107,3 +107,23 @@ def note(run: Path, state: str, step: int) -> None:
     reason = "DataError: no disk" if state == "failed" else None
     said = {"state": state, "step": step, "steps": 99, "reason": reason}
     write_json(run / "status.json", said)
+
+
+@pytest.mark.parametrize(
+    ("words", "meant", "refused"),
+    [
+        (["trian"], "train", ""),
+        (["trian"], "train", "1"),
+        (["status", "--verfy"], "--verify", "1"),
+    ],
+)
+def test_a_slip_of_the_finger_is_answered_without_colours_where_these_are_refused(
+    monkeypatch, words, meant, refused
+):
+    terminal = Terminal(monkeypatch)
+    monkeypatch.setenv("NO_COLOR", refused)
+    outcome = Launched(words, 1, on_terminal).wait()
+    terminal.close()
+    assert outcome.codes == [UsageError.exit_code]
+    assert meant in " ".join(terminal.lines()), terminal.text
+    assert bool(COLOUR.search(terminal.text)) == (not refused), terminal.text

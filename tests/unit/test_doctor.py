@@ -10,6 +10,7 @@ import pytest
 import torch
 from huggingface_hub import constants
 
+from kdad_dist.config.load import load
 from kdad_dist.doctor import checks
 from kdad_dist.doctor import disk as doctor_disk
 from kdad_dist.doctor import launch as doctor_launch
@@ -19,7 +20,10 @@ from kdad_dist.doctor.text import line, refuse_problems
 from kdad_dist.errors import DataError, KdadError
 from kdad_dist.runtime import libraries
 from kdad_dist.runtime.exchange import seconds
+from kdad_dist.runtime.foreseen import ASKED, foreseen_mode, foreseen_processes
 from tests.launcher import connections, ends
+from tests.needs import REPOSITORY
+from tests.shards import make_shards
 
 NOTHING = Request(None, [], None)
 KEY = "0123456789abcdef" * 2 + "01234567"
@@ -132,6 +136,97 @@ def test_what_follows_from_the_kind_of_file_system_is_said(
     found = doctor_disk.disk(tmp_path)
     assert (found.state, bool(found.remedy)) == (state, state == NOTE)
     assert f"{tmp_path} ({mount.kind}): " in found.found and said in found.found
+
+
+@pytest.mark.parametrize(
+    ("mount", "said"),
+    [
+        (Mount("ext4", "ro,relatime"), "(ext4): 12 images in 4 shards"),
+        (Mount("nfs", "ro,nolock"), "shards; another machine does not see our locks (nolock)"),
+        (Mount("tmpfs", "ro"), "4 shards; memory, which training needs too"),
+    ],
+)
+def test_of_shards_too_it_is_said_what_follows_and_nothing_is_written(
+    tmp_path, monkeypatch, mount, said
+):
+    make_shards(tmp_path / "shards")
+    before = sorted((tmp_path / "shards").iterdir())
+    monkeypatch.setattr(doctor_disk, "mount", lambda _: mount)
+    monkeypatch.setattr(doctor_disk, "disk", lambda _: pytest.fail("it tried to write"))
+    config = load("stfpm_mvtec", [f"data.shards={tmp_path / 'shards'}"])
+    found = only(doctor_disk.shards, Request(config, [], None))
+    assert (found.state, found.remedy) == (OK, None)
+    assert said in found.found
+    assert sorted((tmp_path / "shards").iterdir()) == before
+
+
+STAGE3 = '{"zero_optimization": {"stage": 3}}'
+
+
+@pytest.mark.parametrize(
+    ("variables", "mode", "processes"),
+    [
+        ({}, "ddp", 1),
+        ({"KDAD_MODE": "gpu", "KDAD_PROCESSES": "4"}, "ddp", 1),
+        ({"KDAD_MODE": "multi_gpu", "KDAD_PROCESSES": "4", "KDAD_MACHINES": "2"}, "ddp", 8),
+        ({"KDAD_MODE": "zero2", "KDAD_PROCESSES": "4"}, "zero2", 4),
+        ({"KDAD_MODE": "zero2", "KDAD_DEEPSPEED": STAGE3}, "zero3", 1),
+        ({"KDAD_MODE": "fsdp2", "KDAD_DEEPSPEED": STAGE3}, "fsdp2", 1),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "fsdp2", 1),
+        ({"KDAD_MODE": "cpu", "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, "ddp", 1),
+        ({"KDAD_MODE": "sideways"}, "KDAD_MODE is 'sideways'; known are cpu, gpu", 1),
+        ({"KDAD_MODE": "zero1", "KDAD_DEEPSPEED": "{"}, "own.json, which cannot be read", 1),
+        (
+            {"KDAD_MODE": "zero1", "KDAD_DEEPSPEED": '{"optimizer": {"type": "Adam"}}'},
+            "optimizer.type (not known",
+            1,
+        ),
+        ({"ACCELERATE_USE_FSDP": "true"}, "asks for FSDP version 1", 1),
+    ],
+)
+def test_the_mode_of_a_launch_is_foreseen_as_its_script_and_its_session_decide(
+    tmp_path, monkeypatch, variables, mode, processes
+):
+    for name in list(libraries.variables()):
+        monkeypatch.delenv(name)
+    for name, value in variables.items():
+        if name == "KDAD_DEEPSPEED":
+            (tmp_path / "own.json").write_text(value)
+            value = str(tmp_path / "own.json")
+        monkeypatch.setenv(name, value)
+    config = load("stfpm_mvtec", ["data.shards=none"])
+    try:
+        found = foreseen_mode(config)
+    except KdadError as error:
+        assert mode in error.problem
+    else:
+        assert found == mode
+    assert foreseen_processes() == processes
+
+
+def test_what_a_launch_may_be_asked_for_is_what_its_script_knows():
+    script = (REPOSITORY / "launch/environment.sh").read_text()
+    assert f"known are {', '.join(ASKED)}$(meant)" in script
+
+
+@pytest.mark.parametrize(
+    ("said", "version"),
+    [
+        ("NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.104.05  Sat Aug 19", "535.104.05"),
+        (
+            "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  560.35.03  Release Build",
+            "560.35.03",
+        ),
+        ("something else", None),
+        (None, None),
+    ],
+)
+def test_the_driver_is_named_where_it_says_its_version(tmp_path, monkeypatch, said, version):
+    monkeypatch.setattr(checks, "DRIVER", tmp_path / "version")
+    if said is not None:
+        (tmp_path / "version").write_text(said + "\n")
+    assert checks.driver_version() == version
+    assert (f"NVIDIA driver {version}" in findings(checks.devices)[0].found) == bool(version)
 
 
 def test_the_file_system_of_a_place_is_that_of_the_mount_above_it():

@@ -37,3 +37,27 @@ def test_a_command_that_ends_without_a_word_has_failed_unless_ctrl_c_reached_it_
         assert (outcome.code, outcome.reason) == (code, reason_)
     broken["report"] = [*broken.pop("score")[:-1], "import os; os.abort()"]
     assert runner(sweep.jobs[0]).code == 0, "it is scored, and counts as done"
+
+
+SAY_GPUS = """
+import os, sys, time
+from pathlib import Path
+here = Path(sys.argv[1])
+here.with_suffix(".here").touch()
+end = time.monotonic() + 120
+while len(list(here.parent.glob("*.here"))) < 2 and time.monotonic() < end:
+    time.sleep(0.02)
+print("GPUs", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+"""
+
+
+def test_runs_that_are_under_way_at_once_see_gpus_of_their_own(config, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,6,7")
+    monkeypatch.setattr(
+        local, "commands", lambda job: {"train": [sys.executable, "-Sc", SAY_GPUS, str(job.run)]}
+    )
+    sweep = plan(str(config), [], ["all"], 1)
+    outcomes = local.run_all(sweep, at_once=2)
+    assert [outcome.code for outcome in outcomes] == [0, 0]
+    seen = {job.log.read_text().splitlines()[-1] for job in sweep.jobs}
+    assert seen == {"GPUs 4", "GPUs 6,7"}
