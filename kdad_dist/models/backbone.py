@@ -227,6 +227,7 @@ def options_of(file: Path | None) -> dict[str, Any]:
     return {"pretrained": True, "pretrained_cfg_overlay": overlay}
 
 
+@torch.enable_grad()  # a program may load a run where it has switched gradients off
 def _freeze_unused(network: nn.Module, input_size: tuple[int, ...]) -> None:
     """Freezes what lies deeper than the deepest layer, which a few families of timm keep.
 

@@ -66,6 +66,14 @@ def test_any_family_gives_maps_and_has_no_parameter_without_gradient(
     assert unused == []
 
 
+def test_a_network_is_built_alike_where_gradients_are_switched_off() -> None:
+    with torch.no_grad():
+        quiet = build_backbone("test_convnext", "random", [1, 2], 0, "student")
+    net = build_backbone("test_convnext", "random", [1, 2], 0, "student")
+    trained = [[p.requires_grad for p in each.parameters()] for each in (quiet, net)]
+    assert trained[0] == trained[1] and any(trained[0])
+
+
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "swin_tiny_patch4_window7_224"])
 def test_an_empty_batch_gives_empty_maps_and_zero_gradients(name: str) -> None:
     net = build_backbone(name, "random", [0, 1], 0, "student")
