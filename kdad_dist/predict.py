@@ -3,19 +3,17 @@
 Writes `predictions.csv`, `predictions.json` (what they were made with, and how fast), and for each
 image its anomaly map (16-bit PNG or npy), an overlay, its reconstruction where the method gives
 one, and, at the threshold of `metrics.json`, a binary mask and the boxes of its regions. The table
-names these files by their paths from where it lies itself. Overlay,
-mask and boxes have the size of the image itself, map and reconstruction that of the network's
-input. Where the network saw nothing of an image, around its centre, there is nothing in any of
-them: the overlay shows the image itself.
+names these files by their paths from where it lies itself. Overlay, mask and boxes have the size of
+the image itself, map and reconstruction that of the network's input. Where the network saw nothing
+of an image, around its centre, there is nothing in any of them: the overlay shows the image itself.
 """
 
 import csv
-import glob
 import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +26,7 @@ from scipy import ndimage
 
 from kdad_dist import files
 from kdad_dist.config.run import RunConfig
-from kdad_dist.data.image import EXTENSIONS
+from kdad_dist.data.new_images import find_images
 from kdad_dist.detector import Detector, of_run, pixels
 from kdad_dist.errors import DataError
 from kdad_dist.pictures import heat, save_png16
@@ -39,10 +37,9 @@ from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
-from kdad_dist.runtime.together import shared
-from kdad_dist.wording import beside
+from kdad_dist.runtime.together import gathered, shared
+from kdad_dist.wording import amount
 
-SUFFIXES = frozenset(f".{ext}" for ext in EXTENSIONS.values()) | {".jpeg", ".tiff"}
 BOX_COLOUR = (255, 255, 255)
 TABLE, FACTS = "predictions.csv", "predictions.json"
 FOLDERS = ("maps", "overlays", "reconstructions", "masks")
@@ -140,13 +137,14 @@ def predict(
         DataError: there is no such image, one cannot be decoded, or `out` holds something else or
             cannot be written.
         UsageError: the configuration names other shards than the run's.
-        Preempted: it was asked to stop; nothing was written.
+        Preempted: it was asked to stop; what it had written is gone again.
     """
     launch.check_precision("score.precision", config.score.precision)
-    paths = find_images(patterns)
     out = (out or config.directory / "predictions").resolve()
     with session.start(timeout_minutes=config.train.timeout_minutes) as here:
         shared(lambda: refuse_foreign(out) if here.is_main else None)
+        # One process looks for all: more images may come meanwhile.
+        paths, *_ = gathered(shared(lambda: find_images(patterns, out) if here.is_main else []))
         run = config.directory
         write(run, lambda: forget_requests(run) if here.is_main else None)
         with filled(out, here) as partial:
@@ -181,52 +179,12 @@ def run_units(
             here.at(0, f"unit {number}")
             stop.check()
     part = {"rows": rows, "timings": timings}
-    files.write_json(predictor.out / f"rank_{here.rank:05d}.json", part)
+    files.write_json(part_file(predictor.out, here.rank), part)
 
 
-def find_images(patterns: Iterable[str]) -> list[Path]:
-    """The image files that the patterns name, sorted, each once.
-
-    Raises:
-        DataError: a pattern names nothing, or a folder cannot be read to its end.
-    """
-    found: set[Path] = set()
-    for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            try:
-                inner = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
-            except OSError as error:  # a folder in it is taken away, say
-                raise DataError(
-                    f"{pattern} cannot be read: {error}", "try again while nothing changes in it"
-                ) from None
-            named = {p for p in inner if not p.is_dir()}
-        elif path.is_file():
-            named = {path}
-        else:
-            found_by_pattern = glob.glob(pattern, recursive=True)  # noqa: PTH207 - may be absolute
-            named = {Path(name) for name in found_by_pattern if Path(name).is_file()}
-        if not named:
-            raise none_named(pattern)
-        found |= named
-    return sorted(found)
-
-
-def none_named(pattern: str) -> DataError:
-    """Why a file, folder or pattern names no image."""
-    path, near = Path(pattern), ""
-    if path.is_dir():
-        wrong = "holds no image"
-    elif path.exists() or path.is_symlink():
-        wrong = "is a pipe, a device or a link to nothing, not a file"
-    elif any(character in pattern for character in "*?["):
-        wrong = "matches no file"
-    else:
-        wrong, near = "does not exist", beside(path, "*")
-    return DataError(
-        f"{pattern} {wrong}",
-        f"{near}give images (they end in {', '.join(sorted(SUFFIXES))}), folders or patterns",
-    )
+def part_file(folder: Path, rank: int) -> Path:
+    """What a process did, until all is put together."""
+    return folder / f"rank_{rank:05d}.json"
 
 
 def unique_names(paths: Sequence[Path]) -> dict[Path, str]:
@@ -275,8 +233,10 @@ def refuse_foreign(out: Path) -> None:
 def finish(predictor: Predictor, seconds: float, world: int) -> dict[str, Any]:
     """Turns what all processes wrote into one table, in the order of the images, and the facts."""
     partial, detector = predictor.out, predictor.detector
-    parts = [json.loads(path.read_bytes()) for path in sorted(partial.glob("rank_*.json"))]
-    rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["order"])
+    # By their names: of another machine's files, a folder may not show all yet.
+    written = [part_file(partial, rank) for rank in range(world)]
+    parts = [json.loads(file.read_bytes()) for file in written]
+    rows = in_order(parts, predictor.names)
     table = partial / TABLE
     with table.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         columns = COLUMNS if predictor.classes is None else CLASS_COLUMNS
@@ -296,6 +256,22 @@ def finish(predictor: Predictor, seconds: float, world: int) -> dict[str, Any]:
         "provenance": provenance(detector.config, detector.trained, timings, seconds, world),
     }
     files.write_json(partial / FACTS, facts)
-    for path in partial.glob("rank_*.json"):
-        path.unlink()
+    for file in written:
+        file.unlink()
     return facts
+
+
+def in_order(parts: Sequence[dict[str, Any]], paths: Collection[Path]) -> list[dict[str, Any]]:
+    """The rows of all parts, in the order of the images.
+
+    Raises:
+        DataError: they are not one for each image.
+    """
+    rows = sorted((row for part in parts for row in part["rows"]), key=lambda row: row["order"])
+    if [row["file"] for row in rows] != [str(path) for path in paths]:
+        raise DataError(
+            f"{amount(len(rows), 'score was', 'scores were')} written, and not one for each of "
+            f"{amount(len(paths), 'image')}",
+            "see that all processes write to the same disk; then start the same command again",
+        )
+    return rows

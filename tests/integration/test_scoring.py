@@ -19,9 +19,9 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from kdad_dist.config.load import load, load_run
+from kdad_dist.data.new_images import find_images
 from kdad_dist.errors import DataError
 from kdad_dist.methods import build_method
-from kdad_dist.predict import find_images
 from kdad_dist.report.page import write_report
 from kdad_dist.runtime.restore import restore
 from kdad_dist.runtime.stopping import LOOK_EVERY
@@ -172,7 +172,7 @@ def test_what_names_no_new_image_is_told_why(tmp_path, monkeypatch, word, said):
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "gone.png").symlink_to("nowhere")
     with pytest.raises(DataError) as told:
-        find_images([word])
+        find_images([word], tmp_path / "out")
     assert said in str(told.value)
 
 
@@ -463,6 +463,7 @@ def test_new_images_get_scores_maps_overlays_masks_and_boxes(folder, tmp_path):
     [
         (lambda p: p.write_text("no image at all"), "note.png"),
         (lambda p: p.write_bytes(b""), "note.png"),
+        (lambda p: p.with_suffix(".heic").write_bytes(b"a picture"), "note.heic"),
         (lambda p: p.with_suffix(".txt").write_text("x"), "no image"),
     ],
 )
@@ -470,10 +471,48 @@ def test_a_new_image_that_is_none_is_named_and_nothing_is_left(folder, tmp_path,
     (tmp_path / "new").mkdir()
     make(tmp_path / "new/note.png")
     out = tmp_path / "out"
-    outcome = kdad("score", folder / "resnet", "--images", tmp_path / "new", "--out", out)
-    assert outcome.codes == [1]
-    assert said in outcome.text
+    words = ["--images", tmp_path / "new", "--out", out]
+    processes = 2 if said == "no image" else 1
+    outcome = kdad("score", folder / "resnet", *words, processes=processes)
+    assert outcome.codes == [1] * processes
+    assert outcome.text.count(said) == 1
     assert not out.exists()
+
+
+def while_more_come() -> None:
+    """No process sees files of the others in a folder, and where any but the main one looks for
+    images, there is one more by then.
+    """
+    from kdad_dist import predict
+
+    rank, find, glob = os.environ["RANK"], predict.find_images, Path.glob
+
+    def late(patterns, out):
+        if rank != "0":
+            save_image(Path(patterns[0]) / "late.png", texture(9))
+        return find(patterns, out)
+
+    def lagging(path, pattern):
+        shown = glob(path, pattern)
+        return (p for p in shown if not p.name.startswith("rank_") or int(p.stem[5:]) == int(rank))
+
+    predict.find_images = late
+    Path.glob = lagging  # type: ignore[method-assign]
+
+
+def test_each_new_image_is_scored_once_whatever_else_changes_in_folders(folder, tmp_path):
+    new, out = tmp_path / "new", tmp_path / "new/judged"
+    wanted = [save_image(new / name, texture(1)) for name in ("a.png", "b.jfif", "deep/c.png")]
+    (new / "._a.png").write_bytes(b"what macOS leaves")
+    save_image(out / "overlays/a.jpg", texture(2))
+    (out / "predictions.csv").touch()
+    words = ["--images", new, "--out", out]
+    outcome = kdad("score", folder / "resnet", *words, processes=2, first=while_more_come)
+    assert outcome.codes == [0, 0], outcome.text
+    assert outcome.text.count(f"not used: 1 image in {out}") == 1
+    rows = list(csv.DictReader((out / "predictions.csv").open()))
+    assert [row["file"] for row in rows] == [str(path) for path in wanted]
+    assert not list(out.glob("rank_*"))
 
 
 def test_a_folder_that_holds_something_else_is_not_overwritten(folder, tmp_path):

@@ -17,10 +17,10 @@ from safetensors.torch import save_file
 
 from kdad_dist.data.image import MAX_BYTES, decode_image, decode_mask, read_file
 from kdad_dist.data.index import INDEX_FILE, Index
+from kdad_dist.data.new_images import find_images
 from kdad_dist.data.writer import pack
 from kdad_dist.errors import DataError, WeightsError
 from kdad_dist.models.weights import read_weights
-from kdad_dist.predict import find_images
 from kdad_dist.score.examples import map_name
 from kdad_dist.score.parts import read as read_parts
 from tests.helpers import header_of_png, make_mvtec, texture
@@ -178,7 +178,7 @@ def test_no_pattern_for_new_images_brings_anything_else(tmp_path: Path, examples
     monkeypatch.chdir(tmp_path)
     words = st.text(max_size=12) | st.sampled_from(["[", "**", "a\0b", "[!", "{", "\ud800", "~"])
     words = words.filter(lambda word: not word.startswith("/"))  # all files of this machine
-    survives(examples, lambda word: find_images([word]), words)
+    survives(examples, lambda word: find_images([word], tmp_path / "out"), words)
 
 
 def test_a_folder_that_is_taken_away_while_it_is_searched_is_told(tmp_path: Path, monkeypatch):
@@ -190,7 +190,7 @@ def test_a_folder_that_is_taken_away_while_it_is_searched_is_told(tmp_path: Path
     scan = os.scandir
     monkeypatch.setattr("os.scandir", scandir)
     with pytest.raises(DataError, match=f"{tmp_path}/b (cannot be read|holds no image)"):
-        find_images([str(tmp_path / "b")])
+        find_images([str(tmp_path / "b")], tmp_path / "out")
 
 
 def test_a_map_of_any_key_lies_in_its_folder():
