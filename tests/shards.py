@@ -6,11 +6,11 @@ import io
 import json
 import tarfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,6 +28,8 @@ from kdad_dist.data.index import (
 )
 from kdad_dist.data.sample import Member
 from tests.helpers import square_mask, texture
+
+Fault = Literal["dropped", "busy", "cut"]
 
 
 def encode(image: NDArray) -> bytes:
@@ -116,9 +118,17 @@ def _write_shard(path: Path, split: Split, numbers: range, shape: tuple[int, int
 
 
 @contextmanager
-def serve(folder: Path, ranges: bool = True) -> Iterator[tuple[str, list[str]]]:
-    """A web server of the folder on localhost: its address, and the paths it is asked for."""
+def serve(
+    folder: Path, ranges: bool = True, faults: Iterable[Fault] = ()
+) -> Iterator[tuple[str, list[str]]]:
+    """A web server of the folder on localhost: its address, and the paths it is asked for.
+
+    Args:
+        faults: what becomes of the first requests for a shard: no answer at all, an error of the
+            server, or an eighth of what it announces.
+    """
     requests: list[str] = []
+    left = list(faults)
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -127,6 +137,12 @@ def serve(folder: Path, ranges: bool = True) -> Iterator[tuple[str, list[str]]]:
             if not path.is_file():
                 self.send_error(404)
                 return
+            fault = left.pop(0) if left and path.suffix == ".tar" else None
+            if fault == "busy":
+                self.send_error(503)
+            if fault in {"busy", "dropped"}:
+                self.close_connection = True
+                return
             data, wanted = path.read_bytes(), self.headers.get("Range")
             if ranges and wanted:
                 first, last = wanted.removeprefix("bytes=").split("-")
@@ -134,7 +150,7 @@ def serve(folder: Path, ranges: bool = True) -> Iterator[tuple[str, list[str]]]:
             self.send_response(206 if ranges and wanted else 200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 8] if fault == "cut" else data)
 
         def log_message(self, *_: object) -> None:
             pass

@@ -22,7 +22,15 @@ from kdad_dist.data.image import (
 )
 from kdad_dist.data.index import INDEX_FILE, Sample, parse_index
 from kdad_dist.data.sample import Member
-from kdad_dist.data.source import fetch, is_remote, join, open_file, open_remote
+from kdad_dist.data.source import (
+    fetch,
+    is_remote,
+    join,
+    open_file,
+    open_remote,
+    patiently,
+    read_of,
+)
 from kdad_dist.errors import ConfigError, DataError
 from kdad_dist.tiling import middle
 
@@ -133,7 +141,7 @@ class ShardReader:
         address = shard_address(self.root, sample.shard)
         try:
             if is_remote(self.root):
-                data = read_range(address, member.offset, member.size)
+                data = patiently(address, lambda: read_range(address, member.offset, member.size))
             else:
                 data = self._files.read(address, member.offset, member.size)
         except (OSError, HTTPException) as error:
@@ -212,7 +220,7 @@ def read_range(address: str, offset: int, size: int) -> bytes:
                 f"the server of {address} cannot send parts of a file",
                 "set data.access=stream, or copy the shards to a folder",
             )
-        return answer.read(size)
+        return read_of(answer, size)
 
 
 def check_member(data: bytes, member: Member, where: str) -> None:

@@ -5,18 +5,24 @@ server may answer without end or send us elsewhere, and a pipe or device may lie
 """
 
 import errno
+import logging
 import os
-from collections.abc import Mapping
-from http.client import HTTPException, HTTPMessage, HTTPResponse
+import time
+from collections.abc import Callable, Mapping
+from http.client import HTTPException, HTTPMessage, HTTPResponse, IncompleteRead
 from pathlib import Path
-from typing import IO, BinaryIO
-from urllib.error import URLError
+from typing import IO, BinaryIO, TypeVar
+from urllib.error import HTTPError, URLError
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from kdad_dist.errors import DataError
 from kdad_dist.wording import beside
 
+log = logging.getLogger(__name__)
+T = TypeVar("T")
 TIMEOUT = 30  # seconds without an answer
+PAUSES = (1.0, 5.0)
+"""Seconds between the tries to read from a server: it may just be starting anew."""
 MAX_INDEX = 2**30
 """Bytes of an index file, beyond which it is not one: some two million samples."""
 REMEDY = "give the folder that `kdad pack` wrote, or its http address"
@@ -74,6 +80,41 @@ def open_remote(address: str, headers: Mapping[str, str] | None = None) -> HTTPR
         return build_opener(_OnlyHttp).open(request, timeout=TIMEOUT)
     except ValueError as error:
         raise URLError(f"{address} is no address: {error}") from None
+
+
+def patiently(address: str, work: Callable[[], T]) -> T:
+    """What `work` read of a file; a server is asked again after what may pass.
+
+    A training of days should not end by one lost connection.
+    """
+    for pause in PAUSES if is_remote(address) else ():
+        try:
+            return work()
+        except (OSError, HTTPException) as error:
+            if not may_pass(error):
+                raise
+            log.warning("%s: %s; asked again in %g s", address, error, pause)
+        time.sleep(pause)
+    return work()
+
+
+def may_pass(error: OSError | HTTPException) -> bool:
+    """Whether the next try may succeed: not where the server knows no such file, say."""
+    if isinstance(error, HTTPError):
+        return error.code >= 500 or error.code in {408, 429}  # too slow, too much asked
+    return not isinstance(error, URLError) or isinstance(error.reason, OSError)
+
+
+def read_of(stream: IO[bytes] | HTTPResponse, size: int) -> bytes:
+    """So many bytes, or fewer at the end of the file.
+
+    Raises:
+        IncompleteRead: the server had announced more; the connection was cut.
+    """
+    data = stream.read(size)
+    if len(data) < size and isinstance(stream, HTTPResponse) and stream.length:
+        raise IncompleteRead(data, stream.length)
+    return data
 
 
 class _OnlyHttp(HTTPRedirectHandler):

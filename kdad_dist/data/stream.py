@@ -24,7 +24,14 @@ from kdad_dist.data.loader import AHEAD, Loader, Micro
 from kdad_dist.data.pixels import to_float
 from kdad_dist.data.plan import MicroBatch, StreamPlan, by_shard
 from kdad_dist.data.reader import DAMAGED, Fit, check_member, check_root, shard_address
-from kdad_dist.data.source import is_remote, join, open_file, open_remote
+from kdad_dist.data.source import (
+    is_remote,
+    join,
+    open_file,
+    open_remote,
+    patiently,
+    read_of,
+)
 from kdad_dist.data.threads import Decoder, in_advance
 from kdad_dist.errors import DataError
 from kdad_dist.types import Poll, go_on
@@ -109,19 +116,23 @@ class StreamLoader(Loader):
     def _load(self, name: str) -> dict[int, bytes]:
         """The checked bytes of a shard's images, by row."""
         address = shard_address(self._root, name)
-        found: dict[int, bytes] = {}
-        at = 0
         try:
-            with open_remote(address) if is_remote(address) else open_file(address) as stream:
-                for row in sorted(self._rows[name].tolist(), key=self._offset):
-                    self._poll()
-                    sample = self._samples[row]
-                    skip(stream, sample.image.offset - at)
-                    found[row] = stream.read(sample.image.size)
-                    at = sample.image.offset + sample.image.size
-                    check_member(found[row], sample.image, self._where(sample))
+            return patiently(address, lambda: self._images(name, address))
         except (OSError, HTTPException) as error:
             raise DataError(f"{address} cannot be read: {error}", DAMAGED) from None
+
+    def _images(self, name: str, address: str) -> dict[int, bytes]:
+        """As `_load`, in one try."""
+        found: dict[int, bytes] = {}
+        at = 0
+        with open_remote(address) if is_remote(address) else open_file(address) as stream:
+            for row in sorted(self._rows[name].tolist(), key=self._offset):
+                self._poll()
+                sample = self._samples[row]
+                skip(stream, sample.image.offset - at)
+                found[row] = read_of(stream, sample.image.size)
+                at = sample.image.offset + sample.image.size
+                check_member(found[row], sample.image, self._where(sample))
         return found
 
     def _offset(self, row: int) -> int:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from kdad_dist.data import reader as reader_module
+from kdad_dist.data import source
 from kdad_dist.data.index import INDEX_FILE, Index, Split, fingerprint
 from kdad_dist.data.reader import Fit, ShardReader
 from kdad_dist.errors import ConfigError, DataError
@@ -207,7 +208,18 @@ def test_a_server_without_ranges_is_named(tmp_path: Path):
         ShardReader(address, 16).image(index.samples[0])
 
 
-def test_a_dead_server_is_an_error_at_once(tmp_path: Path):
+@pytest.mark.parametrize("fault", ["dropped", "busy", "cut"])
+def test_a_sample_is_asked_for_again_where_the_server_failed(tmp_path: Path, monkeypatch, fault):
+    monkeypatch.setattr(source, "PAUSES", (0.0, 0.0))
+    index = make_shards(tmp_path)
+    with serve(tmp_path, faults=[fault]) as (address, requests):
+        reader = ShardReader(address, 16)
+        assert np.array_equal(reader.image(index.samples[9]), texture(9, 16, 16))
+    assert requests[-2:] == [f"/{index.samples[9].shard}"] * 2
+
+
+def test_a_dead_server_is_an_error(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(source, "PAUSES", (0.0, 0.0))
     index, before = make_shards(tmp_path), threading.active_count()
     with serve(tmp_path, ranges=True) as (address, _):
         reader = ShardReader(address, 16)

@@ -143,8 +143,37 @@ def test_a_damaged_shard_is_an_error_that_names_it(tmp_path: Path, damage: str, 
     assert not read_threads()
 
 
-def test_a_server_that_dies_is_a_clear_error_at_once_and_not_waited_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Servers are asked again without a pause."""
+    monkeypatch.setattr(source, "PAUSES", (0.0, 0.0))
+
+
+@pytest.mark.parametrize("faults", [["dropped", "busy"], ["cut", "cut"], ["busy"] * 3, ["cut"] * 3])
+def test_a_server_that_fails_for_a_moment_is_asked_again(tmp_path: Path, at_once, caplog, faults):
+    make_shards(tmp_path, train=4)
+    with serve(tmp_path, faults=faults) as (address, requests):
+        steps = open_stream(Index.read(address)).steps(0, 1)
+        if len(faults) < 3:
+            assert sorted(rows(list(steps))) == list(range(4))
+        else:
+            with pytest.raises(DataError, match=r"train-00000\.tar cannot be read"):
+                list(steps)
+    assert requests.count("/train-00000.tar") == 3
+    assert caplog.text.count("train-00000.tar: ") == caplog.text.count("asked again in") == 2
+    assert not read_threads()
+
+
+def test_a_shard_that_the_server_does_not_know_is_asked_for_once(tmp_path: Path):
+    make_shards(tmp_path, train=4)
+    (tmp_path / "train-00000.tar").unlink()
+    with serve(tmp_path) as (address, requests), pytest.raises(DataError, match="404"):
+        list(open_stream(Index.read(address)).steps(0, 1))
+    assert requests.count("/train-00000.tar") == 1
+
+
+def test_a_server_that_dies_is_a_clear_error_and_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: None
 ):
     monkeypatch.setattr(source, "TIMEOUT", 9999)
     make_shards(tmp_path / "shards", train=200)
