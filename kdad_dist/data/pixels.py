@@ -3,6 +3,7 @@
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import closing
 
 import numpy as np
 import torch
@@ -151,14 +152,15 @@ def open_pixels(
     pin = device.type == "cuda"
     if cache == "none":
         return DecodedPixels(samples, decoder, pin)
-    images = filled_array(
-        cache_root() / "pixels" / pixel_key(samples, index, image_size, margin),
-        (len(samples), image_size, image_size, 3),
-        np.uint8,
-        lambda array: decoder.into(array, samples, poll),
-        f"the pixels of {len(samples)} images of {index.root}",
-        poll,
-    )
+    with closing(decoder):
+        images = filled_array(
+            cache_root() / "pixels" / pixel_key(samples, index, image_size, margin),
+            (len(samples), image_size, image_size, 3),
+            np.uint8,
+            lambda array: decoder.into(array, samples, poll),
+            f"the pixels of {len(samples)} images of {index.root}",
+            poll,
+        )
     if tiling is not None and tiling.count > 1:
         assert cache == "ram", cache
         return TiledPixels(images, tiling, pin)

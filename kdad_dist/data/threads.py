@@ -54,6 +54,10 @@ class Decoder(Generic[T]):
                 left.cancel()
             wait(work)
 
+    def close(self) -> None:
+        """Ends the threads; nothing is decoded any more."""
+        self._threads.shutdown()
+
     def read(self, items: Sequence[T], pin: bool) -> UInt8[Tensor, "b 3 s s"]:
         """The images of `items`, in page-locked memory where `pin`."""
         shape = (len(items), self._size, self._size, 3)

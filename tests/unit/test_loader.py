@@ -111,6 +111,15 @@ def test_a_consumer_that_stops_early_leaves_no_thread(index: Index):
     assert not threads()
 
 
+@pytest.mark.parametrize("cache", ["ram", "device"])
+def test_a_cache_that_is_filled_leaves_no_thread(index: Index, cache: str):
+    before = set(threading.enumerate())
+    pixels = open_pixels(index.select(Split.TRAIN, val_fraction=0), index, 16, cache, CPU)
+    assert len(pixels) == 10
+    left = {thread.name for thread in set(threading.enumerate()) - before}
+    assert not [name for name in left if name.startswith("kdad-")]
+
+
 def test_a_consumer_that_fails_leaves_no_thread(index: Index):
     with pytest.raises(ZeroDivisionError):
         for _ in open_loader(index).steps(0, 10_000_000):
