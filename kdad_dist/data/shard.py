@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -99,15 +100,18 @@ def finished(plan: ShardPlan, out: Path, options: Options) -> Packed | None:
     The caller has made sure that the earlier options for sizes were the same.
     """
     try:
-        note = json.loads(note_of(out, plan.file).read_bytes())
+        packed = _noted(json.loads(note_of(out, plan.file).read_bytes()))
         with open(out / plan.file, "rb") as file:
-            whole = hashlib.file_digest(file, "sha256").hexdigest() == note["shard"]["sha256"]
-    except (OSError, ValueError):
+            whole = hashlib.file_digest(file, "sha256").hexdigest() == packed.shard.sha256
+    except (OSError, ValueError, TypeError, LookupError):  # it is not there, or is no such note
         return None
-    if not whole or (note["skipped"] and not options.skip_bad):
+    if not whole or (packed.skipped and not options.skip_bad):
         return None
-    if note["source"] != source_of(plan.records):
-        return None
+    return packed if packed.source == source_of(plan.records) else None
+
+
+def _noted(note: Any) -> Packed:
+    """What a note says, as it was written."""
     return Packed(
         source=note["source"],
         shard=Shard(**{**note["shard"], "split": Split(note["shard"]["split"])}),

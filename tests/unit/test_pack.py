@@ -18,7 +18,9 @@ from PIL import Image
 
 from kdad_dist.data.image import decode_image, decode_mask, resize_image, resize_mask
 from kdad_dist.data.index import INDEX_FILE, SAMPLES_FILE, Index, Split
-from kdad_dist.data.shard import PARTIAL
+from kdad_dist.data.layouts import scan
+from kdad_dist.data.partition import partition
+from kdad_dist.data.shard import PARTIAL, Options, finished, note_of, write_shard
 from kdad_dist.data.writer import pack
 from kdad_dist.errors import DataError, UsageError
 from tests.helpers import header_of_png, make_mvtec, save_image, square_mask, texture
@@ -306,6 +308,21 @@ def test_a_killed_pack_is_taken_up_and_ends_with_the_same_bytes(tmp_path, finish
     assert result.resumed >= finished_shards
     assert {path: path.stat().st_ino for path in kept} == kept, "a finished shard was made again"
     assert content(out) == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["[]", "null", '"x"', "{}", "samples", "shard", "skipped"])
+def test_a_note_of_another_shape_vouches_for_no_shard(tmp_path, change):
+    """A file system that a power cut has emptied or mixed up, or another version of the program."""
+    root, out = make_mvtec(tmp_path / "in", train=4, good=1, scratch=0), tmp_path / "out"
+    [plan, *_] = partition(scan(root).records, 32, None)
+    options = Options(root, 32, "squash", skip_bad=False)
+    (out / PARTIAL).mkdir(parents=True)
+    write_shard(plan, out, options, lambda: None)
+    assert finished(plan, out, options)
+    note = note_of(out, plan.file)
+    broken = {**json.loads(note.read_text()), change: 7}
+    note.write_text(json.dumps(broken) if change.isalpha() and change != "null" else change)
+    assert finished(plan, out, options) is None
 
 
 def test_a_pack_killed_at_any_moment_can_be_taken_up(tmp_path, warm_python):
