@@ -118,8 +118,9 @@ class MkdConfig(DepthsConfig):
 
     name: Literal["mkd"] = "mkd"
     teacher: MkdTeacherConfig = field(default_factory=MkdTeacherConfig)
-    pool: bool = True
-    """Halve each of the teacher's maps by max-pooling, as a VGG does after each of them."""
+    pool: bool | None = None
+    """Halve each of the teacher's maps by max-pooling, as a VGG does after each of them; where not
+    given, of a VGG."""
     student: Literal["small", "equal", "same"] = "small"
     """A cloner 16 wide, one of the teacher's widths, or the teacher's architecture itself."""
     use_bias: bool = False
@@ -141,6 +142,8 @@ class MkdConfig(DepthsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pool is None:  # so that a run says what it did
+            object.__setattr__(self, "pool", self.teacher.backbone.startswith("vgg"))
         if self.use_bias and self.student == "same":
             raise ValueError("use_bias is of cloners; student=same has its own biases")
         if self.balance and self.value_weight != self.direction_weight:

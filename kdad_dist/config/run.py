@@ -174,6 +174,12 @@ class RunConfig:
                 "method.stretch_maps stretches the map of each tile by itself, so that tiles "
                 "(data.tile) would not fit together; leave out one or the other"
             )
+        maps = not isinstance(self.method, MkdConfig) or self.method.localise != "none"
+        if self.score.save_maps != "none" and not maps:
+            raise ValueError(
+                "score.save_maps keeps maps, and method.localise=none makes none; leave out one or "
+                "the other"
+            )
         if self.tells_classes:
             self._check_classes()
         elif self.data.classes:

@@ -15,13 +15,18 @@ from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index
 from kdad_dist.errors import ConfigError, DataError, Interrupted
 from kdad_dist.runtime import environment
-from kdad_dist.runtime.stopping import forget_requests
+from kdad_dist.runtime.stopping import PREEMPT_FILE, forget_requests
 
 log = logging.getLogger(__name__)
 DATA_FILE = "data.json"
 STATUS_FILE = "status.json"
 LOG_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
+OURS = {PREEMPT_FILE, CHECKPOINTS, "wandb", "wandb_id", "tensorboard"}
+"""Besides text, what a start that was broken off may have left."""
+_SCRIPTS, _LOGS = {".sbatch", ".sh", ".yaml", ".yml"}, {".err", ".json", ".jsonl", ".log", ".out"}
+BESIDE = {".md", ".txt"} | _SCRIPTS | _LOGS
+"""What one may have put beside a run before it begins: logs of jobs, notes, its recipe."""
 COMMAND = "== "
 """Begins the line of a log of several commands after which the next one speaks."""
 MAY_MOVE = ("method.weights:", "method.network.weights:", "method.teacher.weights:")
@@ -29,18 +34,26 @@ MAY_MOVE = ("method.weights:", "method.network.weights:", "method.teacher.weight
 
 def refuse_changes(config: RunConfig) -> None:
     """Refuses a directory that holds the run of another configuration, unless told to accept it;
-    and that of a sweep.
+    that of a sweep, one of other things, and a file.
 
     Raises:
-        ConfigError: naming the keys that differ, or the sweep.
+        ConfigError: naming the keys that differ, or what is there instead of a run.
+        DataError: the directory cannot be read.
     """
     run = config.directory
+    another = f"give this run another directory: {shlex.quote(elsewhere(config, 'one'))}"
     if not (run / CONFIG_FILE).is_file():
         if (run / SWEEP_FILE).is_file():
             raise ConfigError(
-                f"{run} is the directory of a sweep, whose runs have their own in it",
-                f"give this run another directory: {shlex.quote(elsewhere(config, 'one'))}",
+                f"{run} is the directory of a sweep, whose runs have their own in it", another
             )
+        with files.writing(run):
+            nearest = next(path for path in (run, *run.parents) if path.exists())
+            found = stranger(run) if nearest == run and run.is_dir() else None
+        if not nearest.is_dir():
+            raise ConfigError(f"{nearest} is a file, not the directory of a run", another)
+        if found:
+            raise ConfigError(f"{run} holds no run, but other files, such as {found}", another)
         return
     changes = changed_keys(load_run(run), config)
     if not changes:
@@ -52,6 +65,22 @@ def refuse_changes(config: RunConfig) -> None:
             "give this run another `output` (or `name`), or set train.changed_config=accept",
         )
     log.warning("going on in %s with a changed configuration:\n  %s", run, text)
+
+
+def stranger(run: Path) -> Path | None:
+    """A file in a directory without `config.yaml` that no start of ours left, nor is a log, a note
+    or a script that somebody put there for the run; None where there is none.
+    """
+    return next(
+        (
+            path
+            for entry in run.iterdir()
+            if not entry.name.startswith(".") and entry.name not in OURS
+            for path in (entry.rglob("*") if entry.is_dir() else [entry])
+            if path.is_file() and path.suffix.lower() not in BESIDE
+        ),
+        None,
+    )
 
 
 def refuse_another_reading(config: RunConfig) -> None:

@@ -259,7 +259,7 @@ def test_a_changed_configuration_goes_on_when_told_to(config):
 def test_a_run_directory_that_cannot_be_written_is_named(config, tmp_path):
     (tmp_path / "file").touch()
     outcome = kdad("train", config, f"output={tmp_path / 'file'}")
-    assert outcome.codes == [1]
+    assert outcome.codes == [2]
     assert str(tmp_path / "file") in outcome.text
     assert "Traceback" not in outcome.text
 

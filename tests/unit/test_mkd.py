@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from kdad_dist.config.load import load
+from kdad_dist.config.changes import changed_keys
+from kdad_dist.config.load import load, plain
 from kdad_dist.config.run import ScoreConfig
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods import build_method
@@ -94,11 +95,29 @@ def test_networks_that_do_not_fit_are_refused_with_what_does(
         ("method.balance=true method.value_weight=0.01", "set both to 1"),
         ("method.balance=true method.value_weight=0", "set both to 1"),
         ("method.localise=none method.stretch_maps=true", "localise=none makes none"),
+        ("method.localise=none score.save_maps=png", "score.save_maps keeps maps, and method.loc"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load("mkd_mvtec", override.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "pools"),
+    [
+        ([], True),
+        (["method.teacher.backbone=resnet18.tv_in1k"], False),
+        (["method.teacher.backbone=resnet18.tv_in1k", "method.pool=true"], True),
+        (["method.pool=false"], False),
+    ],
+)
+def test_the_maps_of_a_vgg_are_pooled_and_the_run_says_so(words: list[str], pools: bool) -> None:
+    config = load("mkd_mvtec", words)
+    assert plain(config)["method"]["pool"] is pools
+    assert (
+        changed_keys(config, load("mkd_mvtec", [*words, f"method.pool={str(pools).lower()}"])) == []
+    )
 
 
 def test_a_recipe_builds() -> None:

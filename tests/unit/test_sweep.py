@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from kdad_dist.config.load import load
 from kdad_dist.data.writer import pack
 from kdad_dist.errors import ConfigError, Interrupted, KdadError, Preempted, UsageError
 from kdad_dist.runtime.rundir import refuse_changes
@@ -103,6 +104,26 @@ def test_a_run_does_not_start_in_the_directory_of_a_sweep(config):
     with pytest.raises(ConfigError, match="directory of a sweep") as caught:
         refuse_changes(sweep.base)
     assert shlex.split(caught.value.remedy)[-1] == f"output={sweep.directory}-one"
+
+
+def test_a_run_does_not_start_among_other_files_or_in_the_place_of_one(config, tmp_path):
+    def starts(output: str) -> None:
+        refuse_changes(load(config, [f"output={tmp_path / output}"]))
+
+    for name in ("photos/train/cat.png", "pred.py", "new/.lock", "new/PREEMPT", "new/status.json"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for name in ("new/logs/slurm-7.out", "new/stopped.txt", "new/data.json", "new/mine.yaml"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    for output in ("new", "absent/deep"):
+        starts(output)
+    with pytest.raises(ConfigError, match=r"photos holds no run, but .*train/cat.png") as caught:
+        starts("photos")
+    assert shlex.split(caught.value.remedy)[-1] == f"output={tmp_path / 'photos'}-one"
+    for output in ("pred.py", "pred.py/run"):
+        with pytest.raises(ConfigError, match=r"pred.py is a file, not the directory of a run"):
+            starts(output)
 
 
 def test_gpus_and_cores_are_divided_among_the_runs_under_way(monkeypatch):
