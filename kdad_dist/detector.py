@@ -85,6 +85,12 @@ class Detector:
     device: torch.device
     threshold: Threshold
 
+    def __repr__(self) -> str:
+        """Which run it is of; all that it is made of would fill pages."""
+        config, step = self.config, self.trained.step
+        made = f"{config.method.name} of {config.directory}, step {step}"
+        return f"<{type(self).__name__}: {made}, on {self.device}>"
+
     def predict(self, images: Images) -> Predictions:
         """Judges images of any size, resized and cut as the run's own are.
 

@@ -84,4 +84,7 @@ class ClasskdConfig(MethodSection):
         if self.cache_teacher and self.teacher is None:
             raise ValueError("cache_teacher=true needs a teacher")
         if self.beside is not None and not self.explain:
-            raise ValueError("beside is compared with only where explain=true")
+            raise ValueError(
+                "beside is compared with only where explain=true; set explain=true, or name no "
+                "such classifier: method.beside=null"
+            )

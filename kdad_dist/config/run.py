@@ -57,7 +57,9 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         if (self.lr is None) == (self.blr is None):
-            raise ValueError("give exactly one of lr and blr")
+            raise ValueError(
+                "give exactly one of lr and blr; the other is null (optim.blr=null beside optim.lr)"
+            )
         if self.schedule == "multistep" and not self.milestones:
             raise ValueError("schedule multistep needs milestones, a list of epochs")
         if self.nesterov and (self.name != "sgd" or self.momentum == 0):

@@ -3,6 +3,7 @@
 Nothing of the network is changed and no `.grad` is left behind.
 """
 
+import logging
 from typing import Literal, NamedTuple, Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from kdad_dist.errors import ConfigError
 
+log = logging.getLogger(__name__)
 Kind = Literal["gradcam", "gradcam++"]
 
 
@@ -32,7 +34,8 @@ class Evidence(NamedTuple):
 
 
 def refuse_flat(name: str, network: TwoHalves, image: Float[Tensor, "b 3 h w"]) -> None:
-    """Refuses a network whose last features lie in no rows and columns.
+    """Refuses a network whose last features lie in no rows and columns; warns of a single position,
+    whose maps are the same everywhere.
 
     Raises:
         ConfigError: naming their shape.
@@ -43,7 +46,15 @@ def refuse_flat(name: str, network: TwoHalves, image: Float[Tensor, "b 3 h w"]) 
         raise ConfigError(
             f"method.explain: the last features of the {name} have the shape {shape}, so there are "
             "no rows and columns whose evidence could be drawn over an image",
-            "set method.explain=false, or choose a convolutional network such as resnet18",
+            "set method.explain=false (and method.beside=null), or choose a convolutional network "
+            "such as resnet18",
+        )
+    if shape[2:] == (1, 1):
+        log.warning(
+            "the last features of the %s are 1 x 1 in images of %d pixels: its maps are the same "
+            "everywhere and agree with none; train at a larger data.image_size to compare them",
+            name,
+            image.shape[-1],
         )
 
 

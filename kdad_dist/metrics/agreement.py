@@ -8,6 +8,8 @@ from numpy.typing import NDArray
 
 HOTTEST = 0.2
 """Share of the pixels that the overlap is of."""
+ROUNDING = 1e-6
+"""Differences below this share of a map's largest value are of its enlargement, and not its own."""
 
 
 class Agreement(NamedTuple):
@@ -21,7 +23,7 @@ class Agreement(NamedTuple):
 
 def agreement(one: NDArray[np.float32], other: NDArray[np.float32]) -> Agreement | None:
     """How far two maps (h, w) agree; None where one is constant, for it points nowhere."""
-    if any(values.min() == values.max() for values in (one, other)):
+    if any(np.ptp(values) <= rounding(values) for values in (one, other)):
         return None
     first, second = (values.astype(np.float64).ravel() for values in (one, other))
     first, second = first - first.mean(), second - second.mean()
@@ -34,8 +36,13 @@ def hottest(values: NDArray[np.float32]) -> NDArray[np.bool_]:
     """The fifth of the pixels with the highest values, with all that equal the lowest of these;
     fewer where the rest of the map is at its minimum.
     """
-    limit = np.quantile(values, 1 - HOTTEST, method="higher")
-    return (values >= limit) & (values > values.min())
+    limit, least = np.quantile(values, 1 - HOTTEST, method="higher"), rounding(values)
+    return (values >= limit - least) & (values > values.min() + least)
+
+
+def rounding(values: NDArray[np.float32]) -> np.float32:
+    """The difference up to which two values of a map are the same."""
+    return np.float32(ROUNDING) * np.abs(values).max()
 
 
 def mean_agreement(found: Iterable[Agreement | None]) -> dict[str, float | int | None]:

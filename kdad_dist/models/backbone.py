@@ -248,16 +248,18 @@ def _layers(name: str) -> str:
     return ", ".join(f"{index} ({module})" for index, module in enumerate(modules))
 
 
-def pretrained_file(name: str, key: str = "method.teacher.weights") -> Path:
+def pretrained_file(name: str, key: str = "method.teacher.weights", unfrozen: str = "") -> Path:
     """The hub's file of a timm model's pretrained weights.
 
     Args:
         key: of the configuration, which could name a local file instead.
+        unfrozen: as `local_file`.
 
     Raises:
         WeightsError: there is none, or it is neither cached nor reachable.
     """
     cfg = timm.get_pretrained_cfg(name)
     if cfg is None or not cfg.hf_hub_id:
-        raise WeightsError(f"timm has no pretrained weights of {name} on the hub", local_file(key))
-    return fetch(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors", key)
+        remedy = local_file(key, unfrozen)
+        raise WeightsError(f"timm has no pretrained weights of {name} on the hub", remedy)
+    return fetch(cfg.hf_hub_id, cfg.hf_hub_filename or "model.safetensors", key, unfrozen)

@@ -107,7 +107,8 @@ def build_classifier(
     check_name(config.backbone, f"{KEY}.backbone")
     pretrained = None
     if config.weights == "pretrained":
-        pretrained = pretrained_file(config.backbone, f"{KEY}.weights")
+        unfrozen = "" if config.freeze == "none" else f"{KEY}.freeze=none"
+        pretrained = pretrained_file(config.backbone, f"{KEY}.weights", unfrozen)
     with seeded(seed, "student"):
         network = assemble(config.backbone, config.head, classes, image_size, pretrained)
     drop_by_image(network.encoder, config.backbone)

@@ -48,6 +48,12 @@ def read_weights(path: Path, key: str = "method.teacher.weights") -> dict[str, T
     Raises:
         WeightsError: the file is missing, damaged, of another kind, or holds more than tensors.
     """
+    if (path / "config.yaml").is_file():
+        raise WeightsError(
+            f"{path} is the directory of a run; {key} takes a file of weights",
+            f"set {key}={path / 'export' / 'student.safetensors'}, which `{kdad('export', path)}` "
+            "writes",
+        )
     if not path.is_file():
         remedy = f"check {key}"
         if path.parent.name == "export":
@@ -212,9 +218,10 @@ def _misfit(
             f"{source} is of another network than the backbone: {count}",
             f"name the backbone that the weights were made for ({keys})",
         )
+    layers = ", or only layers that they hold" if "layers" in keys else ""
     return WeightsError(
         f"{source} does not fit the backbone: {count}",
-        f"name the backbone that the weights were made for, or only layers that they hold ({keys})",
+        f"name the backbone that the weights were made for{layers} ({keys})",
     )
 
 
@@ -238,19 +245,24 @@ def listed(faults: list[str]) -> str:
     return "".join(f"\n  {line}" for line in [*faults[:10], *more])
 
 
-def local_file(key: str) -> str:
-    """What to do where the hub has no file or cannot be reached."""
+def local_file(key: str, unfrozen: str = "") -> str:
+    """What to do where the hub has no file or cannot be reached.
+
+    Args:
+        unfrozen: what else to set, lest random weights be frozen.
+    """
     return (
         f"copy the file here and name it: {key}=FILE.safetensors (or FILE.pth); "
-        f'or, to try things out without pretraining, {key}="random"'
-    )
+        f'or, to try things out without pretraining, {key}="random" {unfrozen}'
+    ).rstrip()
 
 
-def fetch(repository: str, filename: str, key: str) -> Path:
+def fetch(repository: str, filename: str, key: str, unfrozen: str = "") -> Path:
     """A file of the Hugging Face hub: from its cache without any request, else downloaded.
 
     Args:
         key: of the configuration, which could name a local file instead.
+        unfrozen: as `local_file`.
 
     Raises:
         WeightsError: it is neither cached nor reachable; takes seconds.
@@ -268,7 +280,7 @@ def fetch(repository: str, filename: str, key: str) -> Path:
         f"the pretrained weights {repository} are not in {constants.HF_HUB_CACHE}, "
         f"and the hub {constants.ENDPOINT} {trouble}",
         f"where there is a network, download {constants.ENDPOINT}/{repository}/resolve/main/"
-        f"{filename}; {local_file(key)}",
+        f"{filename}; {local_file(key, unfrozen)}",
     )
 
 

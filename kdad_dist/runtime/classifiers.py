@@ -10,7 +10,7 @@ from kdad_dist import files
 from kdad_dist.config.classkd import ClassifierConfig, ClasskdConfig, ClassTeacherConfig
 from kdad_dist.config.load import load_run
 from kdad_dist.config.run import RunConfig
-from kdad_dist.errors import CheckpointError, ConfigError
+from kdad_dist.errors import CheckpointError, ConfigError, WeightsError
 from kdad_dist.methods import build_method
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.classkd import build_student
@@ -44,6 +44,8 @@ def choose_sources(config: RunConfig, trains: bool) -> Sources:
     if not isinstance(config.method, ClasskdConfig):
         return {}
     method = config.method if trains else finished(config.method)
+    if not trains and method.explain:
+        shared(lambda: refuse_absent(method))
     return choose_checkpoints(method.network, method.teacher if trains or method.explain else None)
 
 
@@ -70,6 +72,30 @@ def finished(method: ClasskdConfig) -> ClasskdConfig:
     if method.network.freeze != "none":
         return method
     return replace(method, network=replace(method.network, weights="random"))
+
+
+def without_comparison(config: RunConfig) -> RunConfig:
+    """Of who asks a student alone, whatever scoring its test images compares it with."""
+    if not isinstance(config.method, ClasskdConfig):
+        return config
+    return replace(config, method=replace(config.method, explain=False, beside=None))
+
+
+def refuse_absent(method: ClasskdConfig) -> None:
+    """Raises WeightsError where one with whom a trained student is compared is gone."""
+    others = {"teacher": method.teacher, "beside": method.beside}
+    gone = [
+        f"method.{name}.weights={other.weights}"
+        for name, other in others.items()
+        if other is not None and not Path(other.weights).exists()
+    ]
+    if gone:
+        raise WeightsError(
+            f"what the student looks at is compared with classifiers that are not there: "
+            f"{', '.join(gone)}",
+            "name where they are now, or score without comparing: method.explain=false "
+            "method.beside=null",
+        )
 
 
 def choose_checkpoints(*named: ClassifierConfig | ClassTeacherConfig | None) -> Sources:

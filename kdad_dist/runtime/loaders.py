@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from kdad_dist.config.classkd import ClasskdConfig
 from kdad_dist.config.data import AugmentConfig, DataConfig
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.augment import Augment, augment
@@ -94,7 +95,26 @@ def choose(config: RunConfig, index: Index, method: Method) -> tuple[list[Sample
             f"{data.shards} holds no normal training image of category {data.category}",
             "pack a folder with train/good, or choose another data.category",
         )
+    refuse_idle_student(config, train)
     return train, held_out
+
+
+def refuse_idle_student(config: RunConfig, samples: Sequence[Sample]) -> None:
+    """Refuses a training that ends before it is the student's turn."""
+    method, epochs = config.method, config.train.epochs
+    if not isinstance(method, ClasskdConfig) or method.distill != "discriminator":
+        return
+    steps = config.train.steps
+    if steps is None:
+        steps = (epochs or 0) * indexed_plan(config, samples, rank=0, world=1).steps_per_epoch
+    first = method.turns.discriminator
+    if steps <= first:
+        raise ConfigError(
+            f"the student would never be trained: the discriminator has the first {first} steps "
+            f"(method.turns.discriminator) of {steps} in all",
+            "train longer (train.epochs, train.steps), with a smaller train.batch_size, or set a "
+            "smaller method.turns.discriminator (and method.turns.period)",
+        )
 
 
 def refuse_empty(classes: Sequence[str], train: Sequence[Sample], shards: str) -> None:

@@ -15,7 +15,7 @@ from kdad_dist.errors import CheckpointError, DataError
 from kdad_dist.methods.base import Method
 from kdad_dist.methods.readout import Standard, readout_of
 from kdad_dist.models.gather import rank_here
-from kdad_dist.runtime.classifiers import choose_sources, make_method
+from kdad_dist.runtime.classifiers import choose_sources, make_method, without_comparison
 from kdad_dist.runtime.identity import frozen_weights
 from kdad_dist.runtime.manifest import read_manifest, step_name, verify
 from kdad_dist.runtime.progress import uncounted
@@ -39,16 +39,20 @@ class Trained:
     """How the checkpoint was chosen, in words."""
 
 
-def restore(config: RunConfig) -> Trained:
+def restore(config: RunConfig, explains: bool = False) -> Trained:
     """The method of a run with the weights of the checkpoint that `score.checkpoint` asks for.
 
     Collective where processes are connected: every process loads the whole student.
+
+    Args:
+        explains: whether a classifier may be compared with its teacher, who is needed then.
 
     Raises:
         ConfigError: the configuration is that of another student than the run's.
         CheckpointError: the run holds no sound checkpoint, or one of another teacher or base.
     """
     shared(lambda: refuse_another_reading(config))
+    config = config if explains else without_comparison(config)
     sources = choose_sources(config, trains=False)
     with uncounted("building the networks"):
         method = shared(lambda: make_method(config, sources, trains=False))

@@ -90,7 +90,7 @@ def score_one(config: RunConfig, request: StopRequest, here: Session) -> dict[st
     index, units = shared(lambda: plan(config))
     with filled(shared(lambda: scores_folder(config)), here, KEPT, f"{PARTS}/*") as partial:
         stop = Stop(request, partial, "scoring", "goes on with the images that are left")
-        trained = restore(config)
+        trained = restore(config, explains=True)
         method = trained.method.to(here.device, memory_format=torch.channels_last)  # pyright: ignore
         data = config.data
         reader = ShardReader(data.shards, data.image_size, data.centre_margin)

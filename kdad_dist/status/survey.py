@@ -135,7 +135,10 @@ def look(run: Path, content: bool) -> RunStatus:
     checkpoint, damaged = newest(run / CHECKPOINTS, content)
     # The step is noted every few seconds, so that a checkpoint may be ahead of it.
     step, steps = max(number(said.get("step")), checkpoint or 0), number(said.get("steps"))
-    line = last_losses(run / LOG_FILE)
+    lines = losses(run / LOG_FILE)
+    line = lines[0] if lines else {}
+    # Of two networks that take turns, the run's loss is the student's.
+    students = (line["loss"] for line in lines if "discriminator" not in line)
     return RunStatus(
         run=str(run),
         sweep=str(run.parent) if (run.parent / SWEEP_FILE).is_file() else None,
@@ -143,7 +146,7 @@ def look(run: Path, content: bool) -> RunStatus:
         reason=reason,
         step=step,
         steps=steps,
-        loss=line.get("loss"),
+        loss=next(students, None),
         images_per_second=line.get("images_per_second"),
         seconds_left=seconds_left(steps - step, line) if state == "running" else None,
         updated=said.get("updated"),
@@ -208,22 +211,23 @@ def written(path: Path) -> float:
         return 0.0
 
 
-def last_losses(path: Path) -> dict[str, Any]:
-    """The last line of `metrics.jsonl` with losses, {} where there is none."""
+def losses(path: Path) -> list[dict[str, Any]]:
+    """The last lines of `metrics.jsonl` with losses, the newest first."""
     try:
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - TAIL))
             lines = file.read().splitlines()
     except OSError:
-        return {}
+        return []
+    found = []
     for text in reversed(lines):
         try:
             line = json.loads(text)
         except ValueError:  # the first, which is cut, or the last, which is being written
             continue
         if isinstance(line, dict) and "loss" in line:
-            return line
-    return {}
+            found.append(line)
+    return found
 
 
 def seconds_left(steps: int, line: dict[str, Any]) -> float | None:

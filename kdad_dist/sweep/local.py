@@ -210,7 +210,8 @@ def tell(outcome: Outcome) -> None:
         case Preempted.exit_code:
             log.info("%s: stopped, to go on later", job.run.name)
         case _:
-            log.error("%s: failed: %s\n  %s", job.run.name, outcome.reason, job.log)
+            where = f"\n  {job.log}" if job.log.is_file() else ""  # none: it was never started
+            log.error("%s: failed: %s%s", job.run.name, outcome.reason, where)
 
 
 def reason(job: Job, code: int) -> str:

@@ -17,6 +17,8 @@ FILE = "table.json"
 NEUTRAL = {"name", "output", "checkpoint", "track"}
 """Sections of a configuration that change no figure."""
 PUBLISHED = "pretrained"
+NETWORKS = {"teacher": "teacher's", "network": "network's first"}
+"""Sections of `method` with weights that others have published, and whose they are."""
 
 
 def write_table(sweep: Sweep) -> Table:
@@ -105,21 +107,22 @@ def cautions(sweep: Sweep) -> dict[str, list[str]]:
             f"Set otherwise than in the configuration: {', '.join(typed)}. What is published "
             "knows nothing of it: mind the differences."
         ] = published
-    teachers: dict[str, list[str]] = {}
-    for job in sweep.jobs:
-        if (weights := own_teacher(job)) is not None:
-            names = teachers.setdefault(weights, [])
-            names += [job.name] * (job.name not in names)
-    for weights, names in teachers.items():
-        said[f"The teacher's weights are {weights} in: {', '.join(names)}."] = names
+    for section, whose in NETWORKS.items():
+        others: dict[str, list[str]] = {}
+        for job in sweep.jobs:
+            if (weights := own_weights(job, section)) is not None:
+                names = others.setdefault(weights, [])
+                names += [job.name] * (job.name not in names)
+        for weights, names in others.items():
+            said[f"The {whose} weights are {weights} in: {', '.join(names)}."] = names
     return said
 
 
-def own_teacher(job: Job) -> str | None:
-    """The weights of a run's teacher, where they are neither those that are published of it nor
-    another run of the sweep.
+def own_weights(job: Job, section: str) -> str | None:
+    """The weights that a network of a run starts from, where they are neither those that are
+    published of it nor another run of the sweep.
     """
-    weights = getattr(getattr(job.config.method, "teacher", None), "weights", PUBLISHED)
+    weights = getattr(getattr(job.config.method, section, None), "weights", PUBLISHED)
     is_of_sweep = any(Path(weights).is_relative_to(need.run) for need in job.needs)
     return None if weights == PUBLISHED or is_of_sweep else weights
 

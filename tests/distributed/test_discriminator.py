@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from kdad_dist.config.load import load
+from kdad_dist.errors import ConfigError
+from kdad_dist.train.dry_run import dry_run
 from tests.helpers import make_classes
 from tests.kdad import lines, succeeds
 
@@ -76,6 +79,11 @@ def test_who_was_stopped_in_the_middle_of_a_turn_goes_on_to_the_same_bits(duel: 
     assert logged(run) == logged(alone)
     assert newest(run).keys() == newest(alone).keys()
     assert [name for name in newest(run) if newest(run)[name] != newest(alone)[name]] == []
+
+
+def test_a_training_without_a_turn_of_the_student_is_refused_before_it_starts(duel: Path):
+    with pytest.raises(ConfigError, match="the student would never be trained"):
+        dry_run(load(duel, ["train.steps=2", f"output={duel.parent / 'idle'}"]), 1, "ddp")
 
 
 def test_several_processes_learn_what_one_does_across_the_turns(duel: Path, alone: Path):

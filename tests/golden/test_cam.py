@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from kdad_dist.errors import ConfigError
 from kdad_dist.methods.cam import evidence, higher_weights, mean_weights, refuse_flat
+from kdad_dist.metrics.agreement import agreement
 from kdad_dist.models.backbone_classifier import Classifier
 
 
@@ -102,6 +103,16 @@ def test_a_network_without_rows_and_columns_is_refused():
     with pytest.raises(ConfigError, match=r"features of the teacher have the shape \(1, 5, 192\)"):
         refuse_flat("teacher", OfTimm(network), torch.rand(1, 3, 32, 32))
     refuse_flat("student", ByHand(), image())
+
+
+def test_a_network_with_a_single_position_is_warned_of_and_its_maps_point_nowhere(caplog):
+    network = OfTimm(timm.create_model("resnet10t", num_classes=5))
+    pictures = torch.rand(2, 3, 32, 32)
+    refuse_flat("student", network, pictures)
+    [said] = caplog.messages
+    assert "of the student are 1 x 1 in images of 32 pixels" in said
+    for drawn in evidence(network, pictures, torch.tensor([0, 1])).maps.values():
+        assert [agreement(one.numpy(), one.numpy()) for one in drawn] == [None, None]
 
 
 def test_channels_that_come_last_are_put_in_front():

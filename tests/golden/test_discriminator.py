@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from kdad_dist.errors import ConfigError
 from kdad_dist.methods.classkd import Classkd
 from kdad_dist.methods.distill_losses import mistaken, unconvinced
 from kdad_dist.models.backbone_classifier import KnownClassifier, assemble
+from kdad_dist.runtime.loaders import refuse_idle_student
 from kdad_dist.types import Batch
 
 CLASSES = [f"class{i}" for i in range(10)]
@@ -105,7 +107,8 @@ def test_what_is_exported_is_the_classifier_alone(duel: Classkd):
 def test_a_network_beside_is_refused_where_nothing_is_compared(tmp_path: Path):
     path = tmp_path / "duel.yaml"
     path.write_text(YAML)
-    with pytest.raises(ConfigError, match="compared with only where explain=true"):
+    said = r"compared with only where explain=true.*method\.beside=null"
+    with pytest.raises(ConfigError, match=said):
         load(path, ["method.beside.weights=elsewhere"])
 
 
@@ -114,3 +117,18 @@ def test_turns_that_leave_the_student_none_are_refused(tmp_path: Path):
     path.write_text(YAML)
     with pytest.raises(ConfigError, match="discriminator must be below period, 21"):
         load(path, ["method.turns.period=21"])
+
+
+@pytest.mark.parametrize(
+    ("words", "steps"), [(["train.steps=21"], 21), (["train.steps=null", "train.epochs=2"], 4)]
+)
+def test_a_training_that_ends_before_the_students_turn_is_refused(tmp_path, words, steps):
+    path = tmp_path / "duel.yaml"
+    path.write_text(YAML)
+    samples: Any = range(33)  # two steps of an epoch
+    said = rf"never be trained.* first 21 steps \(method.turns.discriminator\) of {steps} in all"
+    with pytest.raises(ConfigError, match=said):
+        refuse_idle_student(load(path, words), samples)
+    refuse_idle_student(load(path, ["train.steps=22"]), samples)
+    refuse_idle_student(load(path, [*words, f"method.turns.discriminator={steps - 1}"]), samples)
+    refuse_idle_student(load(path, [*words, "method.distill=hinton"]), samples)

@@ -62,6 +62,8 @@ def test_a_program_gets_what_the_command_writes(runs, tmp_path, method):
 def test_every_kind_of_image_gives_the_same(runs):
     detector = load(str(runs / "stfpm"))
     paths = new(runs)
+    said = repr(detector)
+    assert str(runs / "stfpm") in said and "stfpm of" in said and len(said.splitlines()) == 1
     expected = detector.predict(paths)
     arrays = [np.asarray(Image.open(path)) for path in paths]
     opened = [Image.open(path) for path in paths]

@@ -18,11 +18,12 @@ from PIL import Image
 
 import kdad_dist
 from kdad_dist.config.load import load, load_run
-from kdad_dist.errors import ConfigError, KdadError
+from kdad_dist.errors import ConfigError, KdadError, WeightsError
 from kdad_dist.export import onnx as export_onnx
 from kdad_dist.export import pt2 as export_torch
 from kdad_dist.export.write import export
 from kdad_dist.report.page import write_report
+from kdad_dist.runtime.restore import restore
 from kdad_dist.train.dry_run import dry_run
 from tests.helpers import texture
 from tests.integration.test_detector import same
@@ -186,6 +187,13 @@ def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained, tmp_path
     assert metrics["mean"]["image_auroc"] is None and metrics["threshold"] is None
     assert "What is taken for what" in write_report(run).read_text()
 
+    # Nor is it asked for where new images are judged, though test images be compared with it.
+    configuration = yaml.safe_load((run / "config.yaml").read_text())
+    beside = {"weights": str(trained.parent / "teacher")}
+    configuration["method"] |= {"explain": True, "beside": beside}
+    (run / "config.yaml").write_text(yaml.safe_dump(configuration))
+    with pytest.raises(WeightsError, match=r"method\.teacher.*method\.beside[\s\S]*explain=false"):
+        restore(load_run(run), explains=True)
     images = sorted((trained.parent / "images/test").rglob("*.png"))
     said = kdad_dist.load(run).predict(images)
     assert said.logits is not None and said.pred_label is not None

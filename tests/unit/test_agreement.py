@@ -31,11 +31,17 @@ def test_a_map_that_points_to_less_than_a_fifth_is_not_filled_up_by_chance():
     assert hottest(pointed).sum() == 2
     found = agreement(pointed, RISING)
     assert found is not None and found.overlap == 0  # of 2 and 20 pixels
+    pointed[5:] = np.finfo(np.float32).eps  # rounding is no second place to look at
+    pointed[2, 3] = 1 - np.finfo(np.float32).eps
+    assert hottest(pointed).sum() == 2
 
 
 def test_a_constant_map_agrees_with_nothing_and_is_counted():
     constant = np.zeros((4, 4), dtype=np.float32)
     assert agreement(constant, RISING[:4, :4]) is agreement(constant, constant) is None
+    enlarged = constant + 1
+    enlarged[::3] = np.nextafter(np.float32(1), np.float32(0))  # what enlarging one pixel may do
+    assert agreement(enlarged, RISING[:4, :4]) is None
     assert mean_agreement([None, Agreement(0.5, 0.25), Agreement(1, 0.75)]) == {
         "correlation": 0.75,
         "overlap": 0.5,

@@ -13,8 +13,10 @@ import torch
 from huggingface_hub import constants
 from safetensors.torch import save_file
 
+from kdad_dist.config.classkd import ClassifierConfig
 from kdad_dist.config.methods import TeacherConfig
 from kdad_dist.errors import ConfigError, WeightsError
+from kdad_dist.methods import no_runs
 from kdad_dist.models import weights as weights_module
 from kdad_dist.models.backbone import (
     FeatureNet,
@@ -23,6 +25,7 @@ from kdad_dist.models.backbone import (
     build_teacher,
     layer_of,
 )
+from kdad_dist.models.backbone_classifier import build_classifier
 from kdad_dist.models.weights import load_weights, read_weights
 from tests.launcher import connections, ends
 from tests.methods import weights_hash
@@ -205,6 +208,11 @@ def test_missing_layers_and_other_shapes_are_all_listed(tmp_path: Path) -> None:
     assert "layer1.0.conv1.weight: missing" in message
     assert "conv1.0.weight: shape (1, 2, 3), needed (" in message
     assert "bn1.bias: holds NaN" in message
+    assert "or only layers that they hold (method.teacher.backbone, method.teacher.l" in message
+    classifier = ClassifierConfig(SMALL, str(tmp_path / "w.safetensors"))
+    with pytest.raises(WeightsError) as caught:
+        build_classifier(classifier, 3, 32, 0, no_runs)
+    assert caught.value.remedy.endswith("weights were made for (method.network.backbone)")
 
 
 def test_weights_that_lack_whole_layers_are_told_by_layer(tmp_path: Path) -> None:
@@ -296,6 +304,13 @@ def test_a_damaged_or_unknown_file_is_named(tmp_path: Path, name: str, content: 
 def test_a_missing_file_or_one_without_tensors_is_named(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="no weights file"):
         read_weights(tmp_path / "none.safetensors")
+    run = tmp_path / "a run"
+    run.mkdir()
+    (run / "config.yaml").touch()
+    said = rf"{run} is the directory of a run; method.weights takes a file[\s\S]*"
+    said += rf"method.weights={run}/export/student.safetensors, which `kdad export '{run}'` writes"
+    with pytest.raises(WeightsError, match=said):
+        read_weights(run, "method.weights")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(WeightsError, match="holds no tensors"):
         read_weights(tmp_path / "list.pth")
@@ -311,6 +326,12 @@ def test_an_unreachable_hub_is_asked_once_and_the_error_names_the_local_file(
     says = r"127.0.0.1:9 cannot be reached[\s\S]*/resolve/main/\S+[\s\S]*FILE.safetensors"
     with pytest.raises(WeightsError, match=says):
         build_backbone("resnet18.tv_in1k", "pretrained", LAYERS, 0)
+    # Random weights that would be frozen are refused, so that is not what to try.
+    for freeze, more in (("none", ""), ("all_but_bn", " method.network.freeze=none")):
+        classifier = ClassifierConfig("resnet18.tv_in1k", freeze=freeze)
+        with pytest.raises(WeightsError) as caught:
+            build_classifier(classifier, 3, 32, 0, no_runs)
+        assert caught.value.remedy.endswith(f'method.network.weights="random"{more}')
     client.assert_not_called()
 
 

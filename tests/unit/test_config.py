@@ -90,7 +90,7 @@ def test_a_key_outside_of_its_section_is_told_its_place(tmp_path):
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("optim.blr=0.1", "exactly one of lr and blr"),
+        ("optim.blr=0.1", "exactly one of lr and blr; the other is null (optim.blr=null"),
         ("train.steps=5", "exactly one of epochs and steps"),
         ("optim.schedule=multistep", "needs milestones"),
         ("data.val_fraction=1", "less than 1"),

@@ -17,7 +17,7 @@ from kdad_dist.errors import DataError, Preempted, UsageError
 from kdad_dist.files import Holder, write_json
 from kdad_dist.runtime.manifest import VERSION, file_entry, replace_manifest
 from kdad_dist.runtime.status import Status
-from kdad_dist.status.survey import SILENT, judge, last_losses, look, survey, tally
+from kdad_dist.status.survey import SILENT, judge, look, losses, survey, tally
 from kdad_dist.status.text import shown
 from tests.helpers_run import make_run
 
@@ -113,7 +113,19 @@ def test_step_pace_and_remaining_time_are_those_of_the_last_complete_line(tmp_pa
 @pytest.mark.parametrize("text", [b"", b"\xff\xfe\n[1]\n3\n", b'{"step": 1}\n', b"x" * 100_000])
 def test_a_log_without_losses_is_no_obstacle(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_bytes(text)
-    assert last_losses(tmp_path / "metrics.jsonl") == {}
+    assert losses(tmp_path / "metrics.jsonl") == []
+
+
+def test_of_two_networks_in_turns_the_loss_is_the_students_and_the_pace_that_of_both(tmp_path):
+    run = make_run(tmp_path / "run")
+    write_json(run / "status.json", {"state": "running", "step": 2, "steps": 4})
+    pace = {"samples_seen": 8, "images_per_second": 4.0}
+    duel = {"step": 2, "loss": 0.7, "discriminator": 0.7, **pace}
+    before = {"step": 1, "loss": 3.0, **pace, "images_per_second": 1.0}
+    for lines, loss in (([duel], None), ([before, duel], 3.0)):
+        (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found = look(run, content=False)
+        assert (found.loss, found.images_per_second) == (loss, 4.0)
 
 
 def checkpoint(run: Path, step: int) -> Path:

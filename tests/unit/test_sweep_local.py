@@ -5,7 +5,7 @@ import sys
 from kdad_dist.errors import Preempted
 from kdad_dist.runtime.stopping import StopRequest
 from kdad_dist.sweep import local
-from kdad_dist.sweep.local import Runner
+from kdad_dist.sweep.local import Outcome, Runner, tell
 from kdad_dist.sweep.plan import plan
 
 
@@ -61,3 +61,13 @@ def test_runs_that_are_under_way_at_once_see_gpus_of_their_own(config, monkeypat
     assert [outcome.code for outcome in outcomes] == [0, 0]
     seen = {job.log.read_text().splitlines()[-1] for job in sweep.jobs}
     assert seen == {"GPUs 4", "GPUs 6,7"}
+
+
+def test_the_log_of_a_run_that_failed_is_named_where_there_is_one(config, caplog):
+    [job, *_] = plan(str(config), [], ["all"], 1).jobs
+    tell(Outcome(job, 1, "its teacher failed"))
+    job.log.parent.mkdir(parents=True)
+    job.log.touch()
+    tell(Outcome(job, 1, "no space"))
+    never, begun = caplog.messages
+    assert never.endswith("failed: its teacher failed") and begun.endswith(f"no space\n  {job.log}")

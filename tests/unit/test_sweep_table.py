@@ -256,6 +256,21 @@ def test_of_variants_there_is_no_mean(config, tmp_path):
     assert "mean" not in (sweep.directory / "table.csv").read_text().split("is_mean")[1]
 
 
+def test_classifiers_that_do_not_start_from_published_weights_are_named(tmp_path):
+    (tmp_path / "ways.yaml").write_text(
+        "one: {method.network.weights: own.pth}\ntwo: {}\n"
+        'three: {method.network.weights: "{two}", method.network.freeze: all}\n'
+        "four: {method.network.weights: random}\nfive: {method.network.weights: random}"
+    )
+    ways = str(tmp_path / "ways.yaml")
+    sweep = plan_variants("classkd_cifar10", [f"output={tmp_path / 'runs'}"], ways, 1)
+    assert cautions(sweep) == {
+        "The network's first weights are own.pth in: one.": ["one"],
+        "The network's first weights are random in: four, five.": ["four", "five"],
+    }
+    assert not cautions(plan_variants("classkd_cifar10", [], "classkd_cifar10", 1))
+
+
 def test_of_shards_of_ones_own_it_is_said_that_published_figures_match_by_name_alone(config):
     publish(config, "zip,pixel_ap,0.5,A,")
     own = f"data.shards={load(config).data.shards}"
