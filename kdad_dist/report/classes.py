@@ -45,8 +45,8 @@ class Classes:
     images: int
     accuracy: float | None
     """Of all test images."""
-    last_accuracy: float | None
-    """The same of the last checkpoint, where another one is the best and both were scored."""
+    other_accuracy: float | None
+    """The same of the checkpoint that does not count, where both were scored."""
     held_out: tuple[int, float | None]
     """Images, and their accuracy."""
     mistakes: list[tuple[str, list[Mistake]]]
@@ -59,7 +59,7 @@ def tells_classes(files: RunFiles) -> bool:
 
 def classes(files: RunFiles) -> Classes:
     """The figures of the classes and the images that were taken for another one."""
-    found, last = files.metrics, files.last_metrics
+    found, other = files.metrics, files.other_metrics
     if found is None or found.confusion is None:
         return Classes([], 0, None, None, (0, None), [])
     lines = [_line(found, found.confusion, place) for place in range(len(found.confusion.classes))]
@@ -72,7 +72,7 @@ def classes(files: RunFiles) -> Classes:
         lines,
         sum(line.images for line in lines),
         found.mean.accuracy,
-        last.mean.accuracy if last and not files.is_one_checkpoint else None,
+        other.mean.accuracy if other and not files.is_one_checkpoint else None,
         (held_out.images, held_out.accuracy) if held_out else (0, None),
         list(wrong.items()),
     )

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass
 
 from kdad_dist.config.load import config_of
 from kdad_dist.errors import DataError
-from kdad_dist.runtime.rundir import LOG_FILE, STATUS_FILE
+from kdad_dist.runtime.rundir import LOG_FILE, STATUS_FILE, results
 
 METRICS = {
     "image_auroc": "AUROC",
@@ -184,9 +184,11 @@ class RunFiles:
     unread_lines: int
     """Lines of metrics.jsonl that a kill left incomplete."""
     metrics: Metrics | None
-    """Of the best checkpoint; of the last one where only that was scored."""
-    last_metrics: Metrics | None
-    """Of the last checkpoint, where that was scored beside the best one."""
+    """Of the checkpoint that counts (`results`), as everything below."""
+    other_metrics: Metrics | None
+    """Of the other one, where that is scored too."""
+    other_checkpoint: str
+    """Which one that is: "selected" or "last"."""
     scores: list[Score]
     curves: dict[str, dict[str, Curve | None]]
     examples_directory: Path
@@ -196,11 +198,15 @@ class RunFiles:
     @property
     def is_one_checkpoint(self) -> bool:
         """Whether what was scored as the last checkpoint is the best one, read alike."""
-        best, last = self.metrics, self.last_metrics
-        if best is None or last is None:
-            return False
-        steps = [found.provenance.get("checkpoint_step") for found in (best, last)]
-        return steps[0] == steps[1] and best.mean == last.mean
+        return is_one(self.metrics, self.other_metrics)
+
+
+def is_one(metrics: Metrics | None, other: Metrics | None) -> bool:
+    """Whether both are of the same checkpoint, read alike."""
+    if metrics is None or other is None:
+        return False
+    steps = [found.provenance.get("checkpoint_step") for found in (metrics, other)]
+    return steps[0] == steps[1] and metrics.mean == other.mean
 
 
 def read_run(run: Path) -> RunFiles:
@@ -214,9 +220,11 @@ def read_run(run: Path) -> RunFiles:
     config_text = _text(path)
     config = _config(path, config_text)
     log, unread = read_log(run / LOG_FILE)
-    best, last = run / "metrics.json", run / "metrics-last.json"
-    only_last = last.is_file() and not best.is_file()
-    scores = run / ("scores-last" if only_last else "scores")
+    own, other = results(run)
+    metrics, other_metrics = (_json(of.metrics, Metrics | None, None) for of in (own, other))
+    # A checkpoint that is both is scored once, as the selected one.
+    is_selected = is_one(metrics, other_metrics) and other.checkpoint == "best"
+    scores = (other if is_selected else own).scores
     return RunFiles(
         name=str(config.get("name") or run.resolve().name),
         config_text=config_text,
@@ -225,8 +233,9 @@ def read_run(run: Path) -> RunFiles:
         status=_json(run / STATUS_FILE, dict[str, Any], {}),
         log=log,
         unread_lines=unread,
-        metrics=_json(last if only_last else best, Metrics | None, None),
-        last_metrics=None if only_last else _json(last, Metrics | None, None),
+        metrics=metrics,
+        other_metrics=other_metrics,
+        other_checkpoint="selected" if other.checkpoint == "best" else "last",
         scores=_scores(scores / "scores.csv"),
         curves=_json(scores / "curves.json", dict[str, dict[str, Curve | None]], {}),
         examples_directory=scores / "examples",

@@ -112,11 +112,10 @@ def table(files: RunFiles) -> tuple[list[Row], list[str]]:
         rows += [_row(name, 2, part, notes) for name, part in figures.defect_types.items()]
     if len(files.metrics.categories) != 1:
         rows.insert(0, _row("mean", 0, _mean(files.metrics), notes))
-    if files.last_metrics is not None and not files.is_one_checkpoint:
-        step = files.last_metrics.provenance.get("checkpoint_step", "?")
-        rows.append(
-            _row(f"mean of the last checkpoint, step {step}", 0, _mean(files.last_metrics), notes)
-        )
+    if files.other_metrics is not None and not files.is_one_checkpoint:
+        step = files.other_metrics.provenance.get("checkpoint_step", "?")
+        name = f"mean of the {files.other_checkpoint} checkpoint, step {step}"
+        rows.append(_row(name, 0, _mean(files.other_metrics), notes))
     if files.metrics.synthetic is not None:
         rows.append(_row(SYNTHETIC, 0, files.metrics.synthetic, notes))
     return rows, notes

@@ -7,6 +7,9 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+import yaml
 
 from kdad_dist import files
 from kdad_dist.config.changes import changed_keys
@@ -29,6 +32,8 @@ BESIDE = {".md", ".txt"} | _SCRIPTS | _LOGS
 """What one may have put beside a run before it begins: logs of jobs, notes, its recipe."""
 COMMAND = "== "
 """Begins the line of a log of several commands after which the next one speaks."""
+ENDS = {"best": "", "last": "-last"}
+"""What the names of results end in, by the checkpoint that they are of."""
 MAY_MOVE = ("method.weights:", "method.network.weights:", "method.teacher.weights:")
 
 
@@ -106,6 +111,40 @@ def refuse_another_reading(config: RunConfig) -> None:
         )
 
 
+class Results(NamedTuple):
+    """Where the results of a checkpoint on the run's own data are, once it is scored."""
+
+    checkpoint: str
+    """As `score.checkpoint` names it."""
+    metrics: Path
+    scores: Path
+
+
+def results(run: Path) -> tuple[Results, Results]:
+    """The results that count, and those that may stand beside them.
+
+    Those of the checkpoint that `score.checkpoint` of the run names count, or where that is not
+    scored, those of the other one.
+    """
+    best, last = (
+        Results(name, run / f"metrics{end}.json", run / f"scores{end}")
+        for name, end in ENDS.items()
+    )
+    if not last.metrics.is_file():
+        return best, last
+    if not best.metrics.is_file() or wanted_checkpoint(run) == "last":
+        return last, best
+    return best, last
+
+
+def wanted_checkpoint(run: Path) -> str:
+    """`score.checkpoint` of a run, of whose configuration nothing else need be sound."""
+    try:
+        return yaml.safe_load((run / CONFIG_FILE).read_bytes())["score"]["checkpoint"]
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+        return "best"  # where nothing is said
+
+
 @contextmanager
 def claimed(config: RunConfig) -> Iterator[None]:
     """Makes the directory and keeps other processes out of it; a new one that nothing came of goes.
@@ -167,7 +206,7 @@ def scores_folder(config: RunConfig) -> Path:
 
 def suffix(config: RunConfig) -> str:
     """What the names of results end in: nothing for the run's own data and its best checkpoint."""
-    return other_data(config) + ("" if config.score.checkpoint == "best" else "-last")
+    return other_data(config) + ENDS[config.score.checkpoint]
 
 
 def other_data(config: RunConfig) -> str:

@@ -16,7 +16,14 @@ from kdad_dist import files
 from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE
 from kdad_dist.errors import CheckpointError, UsageError
 from kdad_dist.runtime.manifest import read_manifest, verify
-from kdad_dist.runtime.rundir import CHECKPOINTS, DATA_FILE, LOG_FILE, STATUS_FILE, last_words
+from kdad_dist.runtime.rundir import (
+    CHECKPOINTS,
+    DATA_FILE,
+    LOG_FILE,
+    STATUS_FILE,
+    last_words,
+    results,
+)
 from kdad_dist.wording import beside
 
 SILENT = 30 * 60.0
@@ -63,7 +70,8 @@ class RunStatus:
     damaged: tuple[str, ...] = ()
     """What is wrong with those that are newer."""
     metrics: dict[str, Any] | None = None
-    """The means that scoring measured."""
+    """The means that scoring measured, of the checkpoint that `score.checkpoint` names, or of the
+    other where that alone is scored."""
 
 
 def survey(
@@ -154,7 +162,7 @@ def look(run: Path, content: bool) -> RunStatus:
         process=holder.text if holder.holds else None,
         checkpoint=checkpoint,
         damaged=damaged,
-        metrics=files.read_json(run / "metrics.json").get("mean"),
+        metrics=files.read_json(results(run)[0].metrics).get("mean"),
     )
 
 

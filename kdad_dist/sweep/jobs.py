@@ -16,11 +16,11 @@ from kdad_dist import files
 from kdad_dist.config.changes import changed_keys
 from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, dump, load_run
 from kdad_dist.config.run import RunConfig
-from kdad_dist.runtime.rundir import STATUS_FILE, last_words
+from kdad_dist.runtime.rundir import ENDS, STATUS_FILE, last_words
 from kdad_dist.sweep.published import Figures
 
 SCORED, NOT_SCORED, NOT_STARTED = "scored", "not scored", "not started"
-KINDS = {"selected": "metrics.json", "final": "metrics-last.json"}
+KINDS = {"selected": f"metrics{ENDS['best']}.json", "final": f"metrics{ENDS['last']}.json"}
 """Whose figures stand in the table, and the files of a run that hold them."""
 
 
