@@ -28,7 +28,7 @@ from kdad_dist.data.reader import Fit
 from kdad_dist.errors import DataError, UsageError
 from kdad_dist.methods.readout import Readout, Standard, readout_of
 from kdad_dist.runtime.restore import Trained, load_standard, restore
-from kdad_dist.runtime.rundir import data_fact, metrics_file, other_shards
+from kdad_dist.runtime.rundir import data_fact, metrics_file, other_shards, warn_if_unfinished
 from kdad_dist.runtime.together import shared
 from kdad_dist.wording import kdad
 
@@ -139,7 +139,9 @@ def load(
     where = torch.device(device or ("cuda" if available else "cpu"))
     if where.type == "cuda" and not available:
         raise UsageError("no GPU can be used here", "leave out `device`, or give device='cpu'")
-    return of_run(config, where)
+    detector = of_run(config, where)
+    warn_if_unfinished(config.directory, detector.trained.step)
+    return detector
 
 
 def of_run(config: RunConfig, device: torch.device) -> Detector:

@@ -35,6 +35,7 @@ from kdad_dist.runtime import launch, session
 from kdad_dist.runtime.deal import cut, work
 from kdad_dist.runtime.output import filled, write
 from kdad_dist.runtime.progress import progress
+from kdad_dist.runtime.rundir import warn_if_unfinished
 from kdad_dist.runtime.session import Session
 from kdad_dist.runtime.stopping import Stop, StopRequest, forget_requests
 from kdad_dist.runtime.together import gathered, shared
@@ -150,6 +151,7 @@ def predict(
         with filled(out, here) as partial:
             stop = Stop(request, partial, "scoring", "begins anew")
             detector = of_run(config, here.device)
+            warn_if_unfinished(run, detector.trained.step)
             predictor = Predictor(detector, partial, unique_names(paths))
             units = cut(paths, config.images_per_unit)
             started = time.monotonic()

@@ -100,18 +100,18 @@ def score(
         return
     if out is not None:
         raise UsageError("--out goes with --images", "leave it out; scores are written to the run")
-    from kdad_dist.files import read_json
-    from kdad_dist.runtime.rundir import STATUS_FILE, metrics_file, other_data
+    from kdad_dist.runtime.rundir import metrics_file, other_data, unfinished
 
     with StopRequest(config.directory).heeded() as stop:
         with uncounted(LOADING):
             from kdad_dist.score.both import best_and_last, score_both
             from kdad_dist.score.scoring import score as score_one
 
-        metrics, last = score_both(config, stop) if both else (score_one(config, stop), None)
+        found = score_both(config, stop) if both else (score_one(config, stop), None)
+    metrics, other = found[::-1] if both and config.score.checkpoint == "last" else found
     if metrics:
         after = "" if other_data(config) else f"\nnext: {kdad('report', run)}"
         written = map(metrics_file, best_and_last(config) if both else [config])
-        facts = last if last and config.score.checkpoint == "last" else metrics
-        done = scored(metrics, last, read_json(config.directory / STATUS_FILE))
-        tell(f"{done}\nmetrics: {' and '.join(map(str, written))}{after}", facts, as_json)
+        of = unfinished(config.directory, metrics["provenance"]["checkpoint_step"])
+        done = scored(metrics, other, [doubt for doubt in (of, config.doubt) if doubt])
+        tell(f"{done}\nmetrics: {' and '.join(map(str, written))}{after}", metrics, as_json)

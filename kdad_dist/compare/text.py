@@ -80,7 +80,7 @@ def images(kind: str, names: Sequence[str], found: Sequence[Facts]) -> str:
             cells += [f"{score:.4g} (rank {rank:g})" for score, rank in said]
         rows.append([image["key"], *cells])
     first = found[0]
-    header = f"{kind} images judged most differently, of {first['of']}"
+    header = f"{kind} images judged most differently: their ranks among all {first['of']} images"
     if kind == "classes":
         header = f"images taken for different classes, {first['differing']} of {first['of']}"
     titled, *lines = aligned([["", "", *names], *rows], left=2)

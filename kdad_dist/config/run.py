@@ -114,7 +114,9 @@ class CheckpointConfig:
 @dataclass(frozen=True, config=CHECKED)
 class ScoreConfig:
     checkpoint: Literal["best", "last"] = "best"
-    """"best": lowest loss on held-out normal images."""
+    """"best": lowest loss on held-out normal images. Results of "last" stand in
+    `metrics-last.json` and `scores-last/`; status, report and comparison show those of the one that
+    is named here."""
     reduce: Literal["max", "topk", "quantile", "mean"] = "max"
     """How an anomaly map becomes the image's score."""
     topk: Positive = 100
@@ -209,6 +211,17 @@ class RunConfig:
     def tells_classes(self) -> bool:
         """Whether the method learns from labels; the others learn what normal looks like."""
         return isinstance(self.method, ClasskdConfig)
+
+    @property
+    def doubt(self) -> str | None:
+        """What makes the figures of the run mean little, whatever they are."""
+        teacher = None if self.tells_classes else getattr(self.method, "teacher", None)
+        if getattr(teacher, "weights", None) != "random":
+            return None
+        return (
+            "the teacher's weights are random (method.teacher.weights): that tries out the "
+            "commands; the figures mean nothing on photographs"
+        )
 
     @property
     def directory(self) -> Path:

@@ -10,6 +10,7 @@ from kdad_dist.config.run import RunConfig
 from kdad_dist.export.made import Made
 from kdad_dist.models.weights import MANIFEST
 from kdad_dist.runtime.progress import uncounted
+from kdad_dist.runtime.rundir import warn_if_unfinished
 
 Format = Literal["safetensors", "onnx", "torch"]
 
@@ -54,6 +55,7 @@ def export(config: RunConfig, kind: Format, compared: int | None = None) -> dict
             before = files.read_json(folder / MANIFEST)
             known = {name: old for name, old in before.items() if (folder / name).exists()}
             files.write_json(folder / MANIFEST, {**known, made.name: entry})
+    warn_if_unfinished(config.directory, made.facts["checkpoint_step"])
     return {"path": str(folder / made.name), **entry}
 
 

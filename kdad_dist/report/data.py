@@ -189,24 +189,13 @@ class RunFiles:
     """Of the other one, where that is scored too."""
     other_checkpoint: str
     """Which one that is: "selected" or "last"."""
+    is_one_checkpoint: bool
+    """Whether what was scored as the last checkpoint is the selected one, read alike."""
     scores: list[Score]
     curves: dict[str, dict[str, Curve | None]]
     examples_directory: Path
     examples: list[Example]
     explained: list[Explained]
-
-    @property
-    def is_one_checkpoint(self) -> bool:
-        """Whether what was scored as the last checkpoint is the best one, read alike."""
-        return is_one(self.metrics, self.other_metrics)
-
-
-def is_one(metrics: Metrics | None, other: Metrics | None) -> bool:
-    """Whether both are of the same checkpoint, read alike."""
-    if metrics is None or other is None:
-        return False
-    steps = [found.provenance.get("checkpoint_step") for found in (metrics, other)]
-    return steps[0] == steps[1] and metrics.mean == other.mean
 
 
 def read_run(run: Path) -> RunFiles:
@@ -223,8 +212,8 @@ def read_run(run: Path) -> RunFiles:
     own, other = results(run)
     metrics, other_metrics = (_json(of.metrics, Metrics | None, None) for of in (own, other))
     # A checkpoint that is both is scored once, as the selected one.
-    is_selected = is_one(metrics, other_metrics) and other.checkpoint == "best"
-    scores = (other if is_selected else own).scores
+    same = is_one(metrics, other_metrics)
+    scores = (other if same and other.checkpoint == "best" else own).scores
     return RunFiles(
         name=str(config.get("name") or run.resolve().name),
         config_text=config_text,
@@ -236,12 +225,21 @@ def read_run(run: Path) -> RunFiles:
         metrics=metrics,
         other_metrics=other_metrics,
         other_checkpoint="selected" if other.checkpoint == "best" else "last",
+        is_one_checkpoint=same,
         scores=_scores(scores / "scores.csv"),
         curves=_json(scores / "curves.json", dict[str, dict[str, Curve | None]], {}),
         examples_directory=scores / "examples",
         examples=_json(scores / "examples" / "examples.json", list[Example], []),
         explained=_json(scores / "explained" / "explained.json", list[Explained], []),
     )
+
+
+def is_one(metrics: Metrics | None, other: Metrics | None) -> bool:
+    """Whether both are of the same checkpoint, read alike."""
+    if metrics is None or other is None:
+        return False
+    steps = [found.provenance.get("checkpoint_step") for found in (metrics, other)]
+    return steps[0] == steps[1] and metrics.mean == other.mean
 
 
 def _text(path: Path) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from kdad_dist import wording
+from kdad_dist.report import text
 from kdad_dist.report.data import METRICS, Figures, Metrics, RunFiles, Score, Threshold
 from kdad_dist.report.text import SYNTHETIC
 
@@ -68,11 +69,8 @@ def moment(text: Any) -> str:
 
 def rates(threshold: Threshold) -> str:
     """What the threshold gives on the test images, in a sentence."""
-    found, alarms = threshold.true_positive_rate, threshold.false_positive_rate
-    parts = [] if found is None else [f"finds {percent(found)} of the defective images"]
-    if alarms is not None:
-        parts.append(f"raises a false alarm on {percent(alarms)} of the normal ones")
-    return f"It {' and '.join(parts)}." if parts else ""
+    given = text.rates(threshold.true_positive_rate, threshold.false_positive_rate)
+    return f"It {given}." if given else ""
 
 
 def headline(files: RunFiles) -> list[tuple[str, str, str]]:

@@ -1,8 +1,9 @@
 """What scoring found, and how fast, for a terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from kdad_dist.wording import aligned
+from kdad_dist.wording import aligned, amount
 
 COLUMNS = {
     "image_auroc": "image AUROC",
@@ -18,30 +19,54 @@ SYNTHETIC = "held-out, synthetic defects"
 """The line of held-out normal images against the same with synthetic defects."""
 
 
-def scored(metrics: dict[str, Any], last: dict[str, Any] | None, status: dict[str, Any]) -> str:
+def scored(
+    metrics: dict[str, Any], other: dict[str, Any] | None = None, doubts: Sequence[str] = ()
+) -> str:
     """What scoring found, how far networks look at the same, and how fast it was.
 
     Args:
-        last: of the last checkpoint, where that was scored beside the selected one.
-        status: what the run said last.
+        metrics: of the checkpoint that `score.checkpoint` names.
+        other: of the other one, where that was scored beside it.
+        doubts: what to mind of all this.
     """
-    step, steps = metrics["provenance"]["checkpoint_step"], status.get("steps")
-    same = last is not None and last["provenance"]["checkpoint_step"] == step
-    parts = [table(metrics, None if same else last)]
+    step = metrics["provenance"]["checkpoint_step"]
+    same = other is not None and other["provenance"]["checkpoint_step"] == step
+    parts = [table(metrics, None if same else other)]
+    if (limit := metrics.get("threshold")) and limit["value"] is not None:
+        parts += ["", threshold(limit)]
     if metrics.get("agreement"):
         parts += ["", agreed(metrics["agreement"])]
     parts += ["", speed(metrics["provenance"])]
-    if same:
-        parts.append(f"last checkpoint: the same, step {step}")
-    if status.get("state", "finished") != "finished" and isinstance(steps, int) and step < steps:
-        parts.append(f"step {step} of {steps}: not trained to its end")
-    return "\n".join(parts)
+    if other is not None and same:
+        parts.append(f"{checkpoint(other)}: the same, step {step}")
+    return "\n".join([*parts, *doubts])
 
 
-def table(metrics: dict[str, Any], last: dict[str, Any] | None = None) -> str:
+def checkpoint(metrics: dict[str, Any]) -> str:
+    """Which checkpoint figures are of, by the words of those who chose it."""
+    is_last = metrics["provenance"]["checkpoint_rule"].startswith("last")
+    return f"{'last' if is_last else 'selected'} checkpoint"
+
+
+def threshold(limit: dict[str, Any]) -> str:
+    """The threshold of an image's score, and what it gives on the test images."""
+    of = amount(limit["images"], "held-out image")
+    given = rates(limit["true_positive_rate"], limit["false_positive_rate"])
+    return f"threshold: {limit['value']:.4g}, from {of}{given and f': {given}'}"
+
+
+def rates(found: float | None, alarms: float | None) -> str:
+    """What a threshold does; "" where there is no test image."""
+    parts = [] if found is None else [f"finds {found:.1%} of the defective images"]
+    if alarms is not None:
+        parts.append(f"raises a false alarm on {alarms:.1%} of the normal ones")
+    return " and ".join(parts)
+
+
+def table(metrics: dict[str, Any], other: dict[str, Any] | None = None) -> str:
     """One line per category and defect type, and the mean over several categories. Where classes
     are told apart: one per class, one of all test images, one of the held-out images. Then all
-    test images by the last checkpoint, where that is given. Last, what one may choose by: held-out
+    test images by the other checkpoint, where that is given. Last, what one may choose by: held-out
     images against the same with synthetic defects.
     """
     columns = ACCURACY if "accuracy" in metrics["mean"] else COLUMNS
@@ -56,9 +81,9 @@ def table(metrics: dict[str, Any], last: dict[str, Any] | None = None) -> str:
         rows.append(line("held-out images", metrics["held_out"], columns))
     elif len(metrics["categories"]) > 1:
         rows.append(line("mean", metrics["mean"], columns))
-    if last is not None:
-        name = f"last checkpoint, step {last['provenance']['checkpoint_step']}"
-        rows.append(line(name, {**last["mean"], "images": images}, columns))
+    if other is not None:
+        name = f"{checkpoint(other)}, step {other['provenance']['checkpoint_step']}"
+        rows.append(line(name, {**other["mean"], "images": images}, columns))
     if metrics["synthetic"] is not None:
         rows.append(line(SYNTHETIC, metrics["synthetic"], columns))
     return ruled(rows)

@@ -233,6 +233,21 @@ def other_shards(config: RunConfig) -> bool:
     return config.data.shards != load_run(config.directory).data.shards
 
 
+def unfinished(run: Path, step: int) -> str | None:
+    """That a checkpoint is of a training which has not come to its end, where the run says so."""
+    status = files.read_json(run / STATUS_FILE)
+    steps = status.get("steps")
+    if status.get("state", "finished") != "finished" and isinstance(steps, int) and step < steps:
+        return f"step {step} of {steps}: not trained to its end"
+    return None
+
+
+def warn_if_unfinished(run: Path, step: int) -> None:
+    """Says in the log what `unfinished` finds."""
+    if told := unfinished(run, step):
+        log.warning("%s: %s", run, told)
+
+
 def last_words(log: Path) -> str | None:
     """Why the last command in the log of a sweep's run failed; None where it has not said so,
     or was left by a person.

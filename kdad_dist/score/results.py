@@ -63,8 +63,8 @@ def threshold(config: RunConfig, rows: Sequence[Row]) -> dict[str, Any]:
     quantile = config.score.threshold_quantile
     if 0 < len(rows) < ENOUGH:
         log.warning(
-            "the threshold rests on %s only: expect false alarms; more training "
-            "images, or a larger data.val_fraction, make it firmer",
+            "the threshold rests on %s only, so it is not firm: expect false alarms or missed "
+            "defects; more training images, or a larger data.val_fraction, make it firmer",
             "one held-out image" if len(rows) == 1 else f"{len(rows)} held-out images",
         )
 

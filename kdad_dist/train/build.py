@@ -88,6 +88,8 @@ def build(config: RunConfig, here: Session, stop: StopRequest) -> Run:
     refuse_others(identity)
     cost = operations(method, config.data.network_size)
     images = loader.samples_seen(loader.steps_per_epoch) // config.data.tiling.count
+    if config.doubt:
+        log.warning(config.doubt)
     log.info(account.expected(config, method, images, here.mode, here.world))
     engine = build_engine(config, method, here)
     checkpoints = CheckpointManager(folder, keep, identity, config.checkpoint.asynchronous)

@@ -193,6 +193,8 @@ def notes(config: RunConfig, images: int, batches: Facts, world: int) -> Iterato
         )
     elif len(set(full["rows"])) > 1 or len(set(last["rows"])) > 1:
         yield "not every step gives all processes as many images: losses are weighted by images"
+    if config.doubt:
+        yield config.doubt
     if config.train.precision == "fp16":
         yield "precision fp16 needs GPUs"
     if config.train.compile:
@@ -229,7 +231,8 @@ def told(facts: Facts) -> str:
     checkpoint = facts["checkpoint"]
     lines += [
         f"learning rate: {rates}",
-        f"memory of a process: {readable(memory['total'])} ({parts})",
+        f"memory of a process: {readable(memory['total'])} ({parts}), beside the program itself: "
+        "torch, its libraries, and what these work in",
         f"a checkpoint: {readable(checkpoint['bytes'])}, of which {checkpoint['kept']} and the "
         "best are kept",
         f"work: {facts['operations_per_image'] / 1e9:.3g} GFLOP per image",

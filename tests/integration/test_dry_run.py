@@ -69,6 +69,8 @@ def test_a_training_comes_out_as_foretold(config, tmp_path):
     written = sum(entry["bytes"] for entry in manifest["files"].values())
     assert facts["checkpoint"]["bytes"] == pytest.approx(written, rel=0.03)
     assert "memory of a process, beside activations: weights" in said
+    assert said.count("the teacher's weights are random") == 1
+    assert [note for note in facts["notes"] if "the teacher's weights are random" in note]
     assert foretold(config, f"output={run}")["run"]["step"] == 6
 
 

@@ -180,6 +180,7 @@ def test_speed_is_told_of_the_test_split_and_of_new_images(folder, tmp_path):
     run = folder / "resnet"
     outcome = succeeds("score", run, processes=2)
     provenance = json.loads((run / "metrics.json").read_text())["provenance"]
+    assert outcome.text.count("the teacher's weights are random") == 1
     image = save_image(tmp_path / "new.png", texture(1))
     words = ["--images", image, "--out", tmp_path / "out", "--json"]
     answered = succeeds("score", run, *words)

@@ -149,6 +149,7 @@ def test_images_are_ranked_within_each_run_and_both_labels_shown(runs):
     assert (anomalous["key"], anomalous["ranks"][1]) == ("tile/crack/005", 70)
     assert [Path(p).is_file() for p in normal["pictures"]] == [True, True]
     text = told(facts)
+    assert "normal images judged most differently: their ranks among all 70 images" in text
     [row] = [line.split() for line in text.splitlines() if line.startswith("tile/good/002  good")]
     assert row[-1] == normal["pictures"][0] and normal["pictures"][1] not in text
 

@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from kdad_dist.cli.results import report as report_verb
 from kdad_dist.errors import DataError, UsageError
 from kdad_dist.pictures import colours, heat
 from kdad_dist.report import charts as report_charts
+from kdad_dist.report.data import read_run
 from kdad_dist.report.page import write_report
 from kdad_dist.report.pictures import outline
 from tests.helpers_run import make_run, write_explained, write_json
@@ -275,6 +277,47 @@ def test_a_run_of_which_only_the_last_checkpoint_was_scored_shows_that(tmp_path:
     (run / "metrics.json").rename(run / "metrics-last.json")
     (run / "scores").rename(run / "scores-last")
     assert report(run).text == expected
+
+
+def choose(run: Path, checkpoint: str) -> None:
+    """Sets `score.checkpoint` of a run."""
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    (run / "config.yaml").write_text(yaml.safe_dump(config | {"score": {"checkpoint": checkpoint}}))
+
+
+def test_what_counts_is_the_checkpoint_that_the_run_names(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    shutil.copytree(run / "scores", run / "scores-last")
+    metrics = json.loads((run / "metrics.json").read_text())
+    metrics["mean"]["image_auroc"], metrics["provenance"]["checkpoint_step"] = 0.1234, 400
+    write_json(run / "metrics-last.json", metrics)
+    found = {}
+    for checkpoint in ("best", "last"):
+        choose(run, checkpoint)
+        found[checkpoint] = read_run(run)
+    assert found["best"].metrics == found["last"].other_metrics
+    assert found["last"].metrics == found["best"].other_metrics
+    assert found["last"].examples_directory == run / "scores-last/examples"
+    page = report(run)
+    assert "mean of the selected checkpoint, step 340" in page.text
+    assert "last checkpoint" not in page.text
+
+    (run / "metrics-last.json").unlink()  # what is scored counts, whatever was named
+    assert read_run(run).metrics == found["best"].metrics
+    assert read_run(run).examples_directory == run / "scores/examples"
+
+
+def test_one_checkpoint_that_was_scored_once_is_shown_whole(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    shutil.copy(run / "metrics.json", run / "metrics-last.json")
+    (run / "scores-last").mkdir()  # of another step, once
+    before = read_run(run)
+    choose(run, "last")
+    after = read_run(run)
+    assert after.is_one_checkpoint and after.other_checkpoint == "selected"
+    assert (after.scores, after.curves, after.examples) == (
+        *(before.scores, before.curves, before.examples),
+    )
 
 
 def test_the_colour_scale_marks_the_threshold_where_there_is_one(tmp_path: Path) -> None:

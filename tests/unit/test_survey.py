@@ -62,6 +62,22 @@ def test_the_lock_of_a_directory_is_seen_without_keeping_others_out(tmp_path):
         pass
 
 
+def test_the_result_is_of_the_checkpoint_that_the_run_names(tmp_path):
+    run = make_run(tmp_path / "run")
+    selected = json.loads((run / "metrics.json").read_text())["mean"]
+    write_json(run / "metrics-last.json", {"mean": {"image_auroc": 0.1234}})
+    assert look(run, content=False).metrics == selected
+    config = (run / "config.yaml").read_text()
+    with (run / "config.yaml").open("a") as file:
+        file.write("score: {checkpoint: last}\n")
+    assert "AUROC 0.1234" in shown([look(run, content=False)], run).plain
+    (run / "config.yaml").write_bytes(b"\xff: [")
+    assert look(run, content=False).metrics == selected, "a damaged file is no obstacle"
+    (run / "config.yaml").write_text(config)
+    (run / "metrics.json").unlink()
+    assert "AUROC 0.1234" in shown([look(run, content=False)], run).plain
+
+
 def sweep(folder: Path) -> None:
     """A sweep of three classes, of which one has failed and one has not been started."""
     make_run(folder / "bottle")
