@@ -77,7 +77,8 @@ def compared(parity: dict[str, Any]) -> list[str]:
                     f"  {name}: largest difference {largest:.2g}, of values up to {of:.3g}"
                 )
             case {"run": float(ours), "exported": theirs}:
-                lines.append(f"  {name}: {ours:.6f}, exported {theirs:.6f}")
+                number = amount(parity["images"], "image")
+                lines.append(f"  {name}: {ours:.6f}, exported {theirs:.6f} (of {number})")
     return lines
 
 
