@@ -398,7 +398,7 @@ BAD_WORDS: dict[str, tuple[list[str], list[str], int]] = {
     "no such category": (["data.category=tiel"], ["tiel", "choose from: tile"], 2),
     "weights that lack layers": (
         ["method.teacher.weights={folder}/short.safetensors"],
-        ["short.safetensors", "layer2", "missing"],
+        ["short.safetensors", "does not hold layer 2", "missing"],
         1,
     ),
     "weights of other shapes": (
