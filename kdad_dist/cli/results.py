@@ -45,7 +45,8 @@ def export(
         int | None,
         typer.Option(
             min=0,
-            help="Test images to compare on; 0: all. By default 64, and 4 for weights with LoRA.",
+            help="Test images to compare on; 0: all. By default 64; 4 for weights with LoRA, of "
+            "others none.",
             show_default=False,
         ),
     ] = None,

@@ -178,12 +178,6 @@ class RunConfig:
                 "method.stretch_maps stretches the map of each tile by itself, so that tiles "
                 "(data.tile) would not fit together; leave out one or the other"
             )
-        maps = not isinstance(self.method, MkdConfig) or self.method.localise != "none"
-        if self.score.save_maps != "none" and not maps:
-            raise ValueError(
-                "score.save_maps keeps maps, and method.localise=none makes none; leave out one or "
-                "the other"
-            )
         if self.tells_classes:
             self._check_classes()
         elif self.data.classes:
@@ -211,6 +205,12 @@ class RunConfig:
     def tells_classes(self) -> bool:
         """Whether the method learns from labels; the others learn what normal looks like."""
         return isinstance(self.method, ClasskdConfig)
+
+    @property
+    def makes_maps(self) -> bool:
+        """Whether an image gets a map beside its score."""
+        silent = isinstance(self.method, MkdConfig) and self.method.localise == "none"
+        return not (silent or self.tells_classes)
 
     @property
     def doubt(self) -> str | None:

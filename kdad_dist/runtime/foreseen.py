@@ -47,6 +47,10 @@ def stage(path: Path, config: RunConfig) -> int:
     """
     try:
         settings = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(settings, dict):
+            raise ValueError("it holds no settings")
+        if not isinstance(settings.get("zero_optimization", {}), dict):
+            raise ValueError("its zero_optimization holds no settings")
     except (OSError, ValueError) as error:
         raise UsageError(
             f"KDAD_DEEPSPEED names {path}, which cannot be read: {error}",

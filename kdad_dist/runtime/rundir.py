@@ -13,9 +13,11 @@ import yaml
 
 from kdad_dist import files
 from kdad_dist.config.changes import changed_keys
+from kdad_dist.config.errors import NOT_YAML
 from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, dump, elsewhere, load_run
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index
+from kdad_dist.data.records import DECODED
 from kdad_dist.errors import ConfigError, DataError, Interrupted
 from kdad_dist.runtime import environment
 from kdad_dist.runtime.stopping import PREEMPT_FILE, forget_requests
@@ -27,9 +29,8 @@ LOG_FILE = "metrics.jsonl"
 CHECKPOINTS = "checkpoints"
 OURS = {PREEMPT_FILE, CHECKPOINTS, "wandb", "wandb_id", "tensorboard"}
 """Besides text, what a start that was broken off may have left."""
-_SCRIPTS, _LOGS = {".sbatch", ".sh", ".yaml", ".yml"}, {".err", ".json", ".jsonl", ".log", ".out"}
-BESIDE = {".md", ".txt"} | _SCRIPTS | _LOGS
-"""What one may have put beside a run before it begins: logs of jobs, notes, its recipe."""
+FOREIGN = DECODED | {".tar", ".zip"}
+"""Of data, which nobody keeps where a run is to begin, as they do logs, notes or weights."""
 COMMAND = "== "
 """Begins the line of a log of several commands after which the next one speaks."""
 ENDS = {"best": "", "last": "-last"}
@@ -39,7 +40,7 @@ MAY_MOVE = ("method.weights:", "method.network.weights:", "method.teacher.weight
 
 def refuse_changes(config: RunConfig) -> None:
     """Refuses a directory that holds the run of another configuration, unless told to accept it;
-    that of a sweep, one of other things, and a file.
+    that of a sweep, one of data, and a file.
 
     Raises:
         ConfigError: naming the keys that differ, or what is there instead of a run.
@@ -52,9 +53,11 @@ def refuse_changes(config: RunConfig) -> None:
             raise ConfigError(
                 f"{run} is the directory of a sweep, whose runs have their own in it", another
             )
-        with files.writing(run):
+        try:
             nearest = next(path for path in (run, *run.parents) if path.exists())
             found = stranger(run) if nearest == run and run.is_dir() else None
+        except OSError as error:
+            raise DataError(f"{run} cannot be read: {error}", another) from None
         if not nearest.is_dir():
             raise ConfigError(f"{nearest} is a file, not the directory of a run", another)
         if found:
@@ -73,8 +76,8 @@ def refuse_changes(config: RunConfig) -> None:
 
 
 def stranger(run: Path) -> Path | None:
-    """A file in a directory without `config.yaml` that no start of ours left, nor is a log, a note
-    or a script that somebody put there for the run; None where there is none.
+    """A file of data in a directory without `config.yaml` that no start of ours left;
+    None where there is none.
     """
     return next(
         (
@@ -82,7 +85,7 @@ def stranger(run: Path) -> Path | None:
             for entry in run.iterdir()
             if not entry.name.startswith(".") and entry.name not in OURS
             for path in (entry.rglob("*") if entry.is_dir() else [entry])
-            if path.is_file() and path.suffix.lower() not in BESIDE
+            if path.is_file() and path.suffix.lower() in FOREIGN
         ),
         None,
     )
@@ -141,7 +144,7 @@ def wanted_checkpoint(run: Path) -> str:
     """`score.checkpoint` of a run, of whose configuration nothing else need be sound."""
     try:
         return yaml.safe_load((run / CONFIG_FILE).read_bytes())["score"]["checkpoint"]
-    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError):
+    except (OSError, LookupError, TypeError, *NOT_YAML):
         return "best"  # where nothing is said
 
 

@@ -16,7 +16,7 @@ from kdad_dist import files
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index, Split
 from kdad_dist.data.reader import ShardReader
-from kdad_dist.errors import DataError
+from kdad_dist.errors import ConfigError, DataError
 from kdad_dist.methods.readout import Moments, Readout, Standard
 from kdad_dist.provenance import provenance
 from kdad_dist.runtime import launch, session
@@ -143,7 +143,13 @@ def plan(config: RunConfig) -> tuple[Index, list[Unit]]:
 
     Raises:
         DataError: there is no test image.
+        ConfigError: maps are to be kept, and none are made.
     """
+    if config.score.save_maps != "none" and not config.makes_maps:
+        raise ConfigError(
+            f"score.save_maps is {config.score.save_maps}, and method.localise=none makes no maps",
+            "add score.save_maps=none, or leave out method.localise=none",
+        )
     index = Index.read(config.data.shards)
     data, largest = config.data, config.images_per_unit
     select = (data.category, data.normal_class, data.val_fraction, data.classes)

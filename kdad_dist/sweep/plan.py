@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import TypeAdapter
-
 from kdad_dist.config.load import CONFIG_FILE, SWEEP_FILE, elsewhere, find, load, override
 from kdad_dist.config.run import RunConfig
 from kdad_dist.data.index import Index, Split
 from kdad_dist.errors import ConfigError, DataError, UsageError
 from kdad_dist.report.png import FIGURES
 from kdad_dist.sweep.jobs import Job, Sweep
-from kdad_dist.sweep.published import Figures, read_published
+from kdad_dist.sweep.published import by_method, read_published
 from kdad_dist.sweep.variants import (
     Variant,
     find_variants,
@@ -215,7 +213,7 @@ def reopen(directory: Path) -> Sweep:
     try:
         found = json.loads(path.read_bytes())
         kind: Literal["class", "variant"] = found.get("rows", "class")
-        published = TypeAdapter(Figures).validate_python(found.get("published", {}))
+        published = by_method(found.get("published", {}))
         jobs: dict[str, Job] = {}
         waiting = {Path(run["directory"]).name: run for run in found["runs"]}
 

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -67,3 +67,10 @@ def read_published(recipe: Path) -> Figures:
                 column = ".".join(map(str, first["loc"]))
                 raise DataError(f"{where}: {column}: {first['msg']}", remedy) from None
     return found
+
+
+def by_method(found: Mapping[str, Any]) -> Figures:
+    """The figures that a table holds; those of one that knew no methods yet are of OWN."""
+    if any("value" in figure for rows in found.values() for figure in rows.values()):
+        found = {OWN: found}
+    return TypeAdapter(Figures).validate_python(found)

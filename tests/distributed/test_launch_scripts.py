@@ -40,11 +40,11 @@ def train(config: Path, *overrides: str, **variables: str) -> subprocess.Complet
 def script(
     verb: str, subject: Path, *overrides: str, **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs launch/VERB.sh on a configuration, or on a run that lies beside one."""
+    """Runs launch/VERB.sh on a configuration, or on a run beside one; the doctor's on none."""
     folder = next(path for path in subject.parents if (path / "tiny.yaml").exists())
     own = {"KDAD_PYTHON": str(folder / "python"), "KDAD_CACHE": str(folder / "cache")}
     return subprocess.run(
-        [REPOSITORY / f"launch/{verb}.sh", subject, *overrides],
+        [REPOSITORY / f"launch/{verb}.sh", *([] if verb == "doctor" else [subject]), *overrides],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": str(REPOSITORY)} | own | variables,
         capture_output=True,

@@ -48,7 +48,7 @@ def test_processes_whose_launcher_is_killed_save_and_stop_in_order(config, tmp_p
         log = run / "metrics.jsonl"
         wait_for(lambda: log.exists() and campaigns.taken(log))
 
-    campaigns.kill_launcher(words, trains)
+    campaigns.kill_launcher(words, PROCESSES, trains)
     status = json.loads((run / "status.json").read_text())
     assert status["state"] == "preempted", status
     verify(run / f"checkpoints/step_{status['step']:08d}")

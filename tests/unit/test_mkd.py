@@ -13,6 +13,7 @@ from kdad_dist.methods import build_method
 from kdad_dist.methods.mkd import Mkd
 from kdad_dist.methods.readout import Readout
 from kdad_dist.methods.saliency import Guided
+from kdad_dist.score.scoring import plan
 from kdad_dist.tiling import Tiling
 from tests.methods import batch, make_mkd, weights_hash
 
@@ -95,12 +96,17 @@ def test_networks_that_do_not_fit_are_refused_with_what_does(
         ("method.balance=true method.value_weight=0.01", "set both to 1"),
         ("method.balance=true method.value_weight=0", "set both to 1"),
         ("method.localise=none method.stretch_maps=true", "localise=none makes none"),
-        ("method.localise=none score.save_maps=png", "score.save_maps keeps maps, and method.loc"),
     ],
 )
 def test_values_that_mean_nothing_are_refused(override: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load("mkd_mvtec", override.split())
+
+
+def test_maps_that_nobody_makes_are_not_kept() -> None:
+    config = load("mkd_mvtec", ["method.localise=none", "score.save_maps=png"])
+    with pytest.raises(ConfigError, match="method.localise=none makes no maps"):
+        plan(config)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,7 @@ def test_a_run_does_not_start_among_other_files_or_in_the_place_of_one(config, t
     for name in ("photos/train/cat.png", "pred.py", "new/.lock", "new/PREEMPT", "new/status.json"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    for name in ("new/logs/slurm-7.out", "new/stopped.txt", "new/data.json", "new/mine.yaml"):
+    for name in ("new/logs/slurm-7.out", "new/stopped.txt", "new/teacher.pth", "new/train.o12"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     for output in ("new", "absent/deep"):

@@ -14,7 +14,7 @@ from kdad_dist.report.tables import curve
 from kdad_dist.sweep.jobs import Sweep
 from kdad_dist.sweep.page import curves, unlike, write_page
 from kdad_dist.sweep.plan import plan, plan_variants, reopen
-from kdad_dist.sweep.published import read_published
+from kdad_dist.sweep.published import OWN, by_method, read_published
 from kdad_dist.sweep.table import cautions, write_table
 from kdad_dist.sweep.text import as_latex
 from tests.helpers_run import write_log
@@ -172,6 +172,8 @@ def test_each_published_method_has_a_column_and_the_difference_is_to_the_first(c
     assert r" & published & difference & Pipe | \&" in (sweep.directory / "table.tex").read_text()
     assert "Pipe | &" in Page((sweep.directory / "report.html").read_text()).text
     assert reopen(sweep.directory).published == sweep.published
+    older = json.loads((sweep.directory / "table.json").read_text())["published"][OWN]
+    assert by_method(older) == {OWN: sweep.published[OWN]}
 
 
 def test_before_anything_is_scored_the_configuration_says_which_figures_there_will_be(
