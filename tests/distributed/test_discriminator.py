@@ -10,7 +10,7 @@ from kdad_dist.config.load import load
 from kdad_dist.errors import ConfigError
 from kdad_dist.train.dry_run import dry_run
 from tests.helpers import make_classes
-from tests.kdad import lines, succeeds
+from tests.kdad import kdad, lines, succeeds
 
 pytestmark = pytest.mark.launch
 CLASSES = [f"class{i}" for i in range(10)]
@@ -82,8 +82,12 @@ def test_who_was_stopped_in_the_middle_of_a_turn_goes_on_to_the_same_bits(duel: 
 
 
 def test_a_training_without_a_turn_of_the_student_is_refused_before_it_starts(duel: Path):
+    idle = duel.parent / "idle"
     with pytest.raises(ConfigError, match="the student would never be trained"):
-        dry_run(load(duel, ["train.steps=2", f"output={duel.parent / 'idle'}"]), 1, "ddp")
+        dry_run(load(duel, ["train.steps=2", f"output={idle}"]), 1, "ddp")
+    outcome = kdad("train", duel, "train.steps=2", f"output={idle}")
+    assert outcome.codes == [2] and "never be trained" in outcome.text, outcome.text
+    assert not idle.exists()
 
 
 def test_several_processes_learn_what_one_does_across_the_turns(duel: Path, alone: Path):

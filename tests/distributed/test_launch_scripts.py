@@ -77,7 +77,7 @@ def test_a_mistake_is_told_however_late_the_process_that_tells_it_starts(
     config: Path, warm_python: str
 ) -> None:
     slow = config.parent / "slow"
-    slow.write_text(f'#!/bin/sh\n[ "$RANK" = 1 ] || sleep 3\nexec {warm_python} "$@"\n')
+    slow.write_text(f'#!/bin/sh\n[ "$RANK" = 1 ] || sleep 1\nexec {warm_python} "$@"\n')
     slow.chmod(0o755)
     refused = train(config, "optim.lr=-1", KDAD_PROCESSES="2", PYTHON_EXEC=str(slow))
     assert refused.returncode == 2 and refused.stderr.count("kdad: ") == 1, refused.stderr

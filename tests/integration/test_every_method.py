@@ -172,7 +172,7 @@ def test_results_are_the_same_bits_on_1_to_4_processes_in_any_mode_and_make_a_pa
 
 @pytest.mark.parametrize("trained", ["classkd"], indirect=True)
 def test_a_classifier_is_scored_exported_and_becomes_a_teacher(trained, tmp_path):
-    run = trained.parent / "run1"
+    run = shutil.copytree(trained.parent / "run1", tmp_path / "run1")
     succeeds("score", run)
     serial = results(run)
     # From here on its own teacher is out of reach.

@@ -32,7 +32,7 @@ def wait_for_leave() -> None:
     on_terminal()
     from kdad_dist.sweep import local
 
-    script = 'until [ -e "$0" ]; do sleep 0.05; done; exit $(cat "$0")'
+    script = 'until [ -s "$0" ]; do sleep 0.05; done; exit $(cat "$0")'
     local.commands = lambda job: {"train": ["sh", "-c", script, f"{job.run}.leave"]}
 
 

@@ -106,7 +106,7 @@ def test_a_run_does_not_start_in_the_directory_of_a_sweep(config):
     assert shlex.split(caught.value.remedy)[-1] == f"output={sweep.directory}-one"
 
 
-def test_a_run_does_not_start_among_other_files_or_in_the_place_of_one(config, tmp_path):
+def test_a_run_does_not_start_among_images_or_in_the_place_of_a_file(config, tmp_path):
     def starts(output: str) -> None:
         refuse_changes(load(config, [f"output={tmp_path / output}"]))
 
